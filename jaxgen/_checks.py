@@ -1,0 +1,91 @@
+"""The only place where messages about wrong arguments are built.
+
+Every message has one form: *function: argument, what came, what was expected, the fix*.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class UserError(Exception):
+    """A mistake of the person at the command line: one clear line, exit status 2."""
+
+
+class RunError(Exception):
+    """A run cannot go on, by nobody's typing: one clear line, exit status 1."""
+
+
+def check_same_shape(function: str, **arrays: Any) -> None:
+    """Raises ValueError unless all named arrays have one shape."""
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        came = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"{function}: {' and '.join(shapes)} must have the same shape, got {came}; "
+            "broadcast explicitly if that is what you mean."
+        )
+
+
+def check_min_rank(function: str, rank: int, **arrays: Any) -> None:
+    """Raises ValueError unless every named array has at least `rank` axes."""
+    for name, array in arrays.items():
+        if jnp.ndim(array) < rank:
+            raise ValueError(
+                f"{function}: {name} must have at least {rank} axes (the first is the "
+                f"batch), got shape {jnp.shape(array)}; add the missing axis."
+            )
+
+
+def check_axes(function: str, axes: str, **arrays: Any) -> None:
+    """Raises ValueError unless every named array has the axes written as "[K, B]"."""
+    rank = len(axes.strip("[]").split(","))
+    for name, array in arrays.items():
+        if jnp.ndim(array) != rank:
+            raise ValueError(
+                f"{function}: {name} must be {axes}, got shape {jnp.shape(array)}; "
+                "reshape or reduce it first."
+            )
+
+
+def check_in(function: str, name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises ValueError, listing the choices and the nearest, unless value is one."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{function}: {unknown(name, value, choices)}")
+
+
+def check_positive(function: str, **numbers: float) -> None:
+    """Raises ValueError unless every named number is greater than zero."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{function}: {name} must be positive, got {number}.")
+
+
+def unknown(kind: str, value: Any, choices: Iterable[Any]) -> str:
+    """One line that names what came, the nearest choice and all choices."""
+    names = sorted(str(choice) for choice in choices)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {str(value)!r}{hint} (choose from {', '.join(names)})"
+
+
+def sum_per_example(x: jax.Array) -> jax.Array:
+    """Sums every axis but the first: `[B, ...] -> [B]`."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def to_float(*arrays: Any) -> tuple[jax.Array, ...]:
+    """The arrays in float32, or float64 where they come so: losses are never bf16."""
+    arrays = tuple(jnp.asarray(array) for array in arrays)
+    return tuple(a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays)
+
+
+def example_floats(function: str, **arrays: Any) -> tuple[jax.Array, ...]:
+    """`to_float` of arrays which must have one shape `[B, ...]`; or ValueError."""
+    check_same_shape(function, **arrays)
+    check_min_rank(function, 1, **arrays)
+    return to_float(*arrays.values())

@@ -1,0 +1,230 @@
+"""The doors: `jaxgen train | sample | evaluate | list`."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxgen._checks import RunError, UserError, unknown
+
+USAGE = """usage: jaxgen COMMAND ...
+
+  jaxgen train MODEL [options]   train, or continue, a run        (jaxgen train vae --help)
+  jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
+  jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
+  jaxgen list                    models, data sets, experiments
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What is not part of the run's config."""
+
+    out: Path | None = None
+    """The run folder; by default the next free runs/NNNNN-MODEL-DATA."""
+    dry_run: bool = False
+    """Print the resolved config, parameter count and step shapes, and stop."""
+    tensorboard: bool = False
+    """Mirror scalars and sample grids to RUN/tensorboard (extra "tensorboard")."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Draws images from a run; image i depends on (seed, i) only."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    num: int = 64
+    """How many images."""
+    seed: int = 0
+    """Which images."""
+    out: Path | None = None
+    """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; by default RUN/sample.png."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Judges a run on the whole test split; writes RUN/evaluation.json."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    num_samples: int = 100
+    """Effort of a likelihood estimate: K of importance sampling."""
+    seed: int = 0
+    """Fixes the noise of the estimate."""
+    data_dir: str | None = None
+    """Where the data lie now, if not where they lay in training."""
+    json: bool = False
+    """Print one JSON object to standard output, all else to standard error."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script; exits with 2 for a user's mistake."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": _train, "sample": _sample, "evaluate": _evaluate, "list": _list}
+    _guarded(lambda: _dispatch(commands, argv))
+
+
+def experiment(family: str, **defaults: Any) -> None:
+    """The main of an experiment: `jaxgen train FAMILY` with other defaults.
+
+    Args:
+        family: Name of the model.
+        **defaults: `model`, `data`, `train`: the family's, data's and training's config.
+    """
+    _guarded(lambda: _train([family, *sys.argv[1:]], prog=sys.argv[0], **defaults))
+
+
+def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        raise UserError(unknown("command", argv[0], commands))
+    return commands[argv[0]](argv[1:])
+
+
+def _guarded(command: Any) -> None:
+    """Runs a command; every expected failure becomes one line and a status."""
+    try:
+        status = command()
+    except UserError as error:
+        status = _fail(error, 2)
+    except KeyboardInterrupt:
+        status = _fail("interrupted", 130)
+    except BrokenPipeError:
+        status = 0
+    except (RunError, OSError) as error:
+        status = _fail(error, 1)
+    sys.exit(status)
+
+
+def _fail(error: Any, status: int) -> int:
+    message = " ".join(str(error).split())
+    print(f"jaxgen: {message}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def _train(argv: list[str], *, prog: str = "jaxgen train", **defaults: Any) -> int:
+    from jaxgen import models
+
+    if not argv or argv[0] in ("-h", "--help"):
+        names = "|".join(sorted(models.FAMILIES))
+        sys.stdout.write(f"usage: jaxgen train {{{names}}} [options]\n")
+        return 0 if argv else 2
+    if argv[0] not in models.FAMILIES:
+        raise UserError(unknown("model", argv[0], models.FAMILIES))
+    config, options = _parse_train(argv[0], argv[1:], prog, defaults)
+
+    from jaxgen import commands
+
+    return commands.train(config, options)
+
+
+def _parse_train(
+    family: str, argv: list[str], prog: str, defaults: dict[str, Any]
+) -> tuple[Any, TrainOptions]:
+    from jaxgen import models
+    from jaxgen.data import DataConfig
+    from jaxgen.train import config as configs
+
+    parts = {
+        "options": TrainOptions,
+        "data": DataConfig,
+        "train": configs.TrainConfig,
+        "model": models.FAMILIES[family].config_class,
+    }
+    values = {name: defaults.get(name, cls()) for name, cls in parts.items()}
+    cls = dataclasses.make_dataclass(
+        f"{family}_arguments", list(parts.items()), frozen=True, kw_only=True
+    )
+    cls.__doc__ = models.FAMILIES[family].summary
+    prog = prog if prog.endswith(".py") else f"{prog} {family}"
+    parsed = _parse(cls, argv, prog, default=cls(**values))
+    config = configs.RunConfig(
+        family=family, model=parsed.model, data=parsed.data, train=parsed.train
+    )
+    return config, parsed.options
+
+
+def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
+    """tyro, but a mistake is one line that names the nearest option."""
+    output = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(
+                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(cls), args=argv, prog=prog, **extra
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(output.getvalue(), prog)) from None
+
+
+def _one_line(box: str, prog: str) -> str:
+    """The message inside tyro's box, with its nearest suggestion."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    sections: list[list[str]] = [[]]
+    for line in lines[1:]:
+        if set(line) <= set("─"):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    message = " ".join(sections[0]).strip().rstrip(".")
+    flags = [word for section in sections[1:] for word in " ".join(section).split()]
+    near = next((flag for flag in flags if flag.startswith("--") and "Perhaps" in flags), None)
+    hint = f"; did you mean {near}?" if near else ""
+    return f"{message}{hint} (all options: {prog} --help)"
+
+
+def _sample(argv: list[str]) -> int:
+    options = _parse(SampleOptions, argv, "jaxgen sample")
+    from jaxgen import commands
+
+    return commands.sample(options)
+
+
+def _evaluate(argv: list[str]) -> int:
+    options = _parse(EvaluateOptions, argv, "jaxgen evaluate")
+    from jaxgen import commands
+
+    return commands.evaluate(options)
+
+
+def _list(argv: list[str]) -> int:
+    if argv:
+        raise UserError(f"jaxgen list takes no arguments, got {' '.join(argv)}")
+    from jaxgen import data, models
+
+    rows = [("models", {name: f.summary for name, f in models.FAMILIES.items()})]
+    rows.append(("data sets", dict(data.DATASETS)))
+    rows.append(("experiments", _experiments()))
+    for title, entries in rows:
+        sys.stdout.write(f"{title}\n")
+        width = max((len(name) for name in entries), default=0)
+        for name, summary in entries.items():
+            sys.stdout.write(f"  {name:<{width}}  {summary}\n")
+    return 0
+
+
+def _experiments() -> dict[str, str]:
+    """Scripts of the clone this package is installed from, with their first lines."""
+    import ast
+
+    folder = Path(__file__).parent.parent / "experiments"
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        found[f"experiments/{path.name}"] = docstring.split("\n")[0]
+    return found or {"(none)": "they lie in a clone of the repository"}
+
+
+if __name__ == "__main__":
+    main()

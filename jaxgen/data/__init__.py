@@ -1,0 +1,31 @@
+"""Images in, batches out: batch t is a pure function of (seed, t).
+
+```
+open_dataset(config) -> Dataset(train, test, ...)      uint8, in memory or on demand
+batch_indices(seed, step, ...)  stream(source, ...)    which examples, read ahead
+prepare(batch, key, transform=...)                     uint8 -> float32 on the device
+```
+Nothing here needs TensorFlow. scikit-learn, grain and tensorflow_datasets are imported
+when they are first used, and for a set in the cache not at all.
+"""
+
+from jaxgen.data.batches import batch_indices, eval_batches, stream
+from jaxgen.data.config import DataConfig
+from jaxgen.data.opening import DATASETS, open_dataset
+from jaxgen.data.sources import ArraySource, Dataset, Source, check_batch_size
+from jaxgen.data.transforms import prepare, static_binarise
+
+__all__ = [
+    "DATASETS",
+    "ArraySource",
+    "DataConfig",
+    "Dataset",
+    "Source",
+    "batch_indices",
+    "check_batch_size",
+    "eval_batches",
+    "open_dataset",
+    "prepare",
+    "static_binarise",
+    "stream",
+]

@@ -1,0 +1,31 @@
+"""What a run says about its data: plain values that go into config.json and back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Transform = Literal["levels", "binarise", "static", "dequantise"]
+TRANSFORMS: tuple[Transform, ...] = ("levels", "binarise", "static", "dequantise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, of which size, and how their 256 levels become numbers."""
+
+    name: str = "digits"
+    """digits, photos, folder:PATH, or a TFDS name such as mnist (name/config too)."""
+
+    data_dir: str | None = None
+    """Where prepared TFDS sets lie, or one prepared set itself; default
+    $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    image_size: int | None = None
+    """Resize the shorter side to this many pixels (antialiased Lanczos) and crop the
+    centre square; default: the stored size, and 32 for folder:."""
+
+    channels: int | None = None
+    """1 (grey, ITU-R 601 luma) or 3 (RGB); default: the stored number, and 3 for
+    folder:. Transparent pixels are shown on white."""
+
+    transform: Transform | None = None
+    """levels k/255; binarise: a fresh Bernoulli(k/255) draw each step; static: one
+    fixed such draw per image; dequantise: (k + u)/256; default: as the model needs."""

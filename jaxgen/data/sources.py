@@ -1,0 +1,152 @@
+"""A source: uint8 images with random access, `take(indices)` and a length."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxgen._checks import UserError
+
+HOLD_OUT_SEED = 20_250_101
+HOLD_OUT_SHARE = 0.1
+
+
+class Source(Protocol):
+    """Random access to one split."""
+
+    @property
+    def num_examples(self) -> int:
+        """The number of images."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        ...
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """`{"x": uint8 [B, H, W, C]}` and, if any, `"label": int32 [B]`."""
+        ...
+
+
+class Dataset(NamedTuple):
+    """Two splits of one set, and what the user should know about how they were made."""
+
+    name: str
+    train: Source
+    test: Source
+    shape: tuple[int, int, int]
+    num_classes: int | None
+    notes: tuple[str, ...]
+
+
+class ArraySource:
+    """A split that lies in memory whole; `arrays` may be put on the device as it is.
+
+    Args:
+        x: uint8 `[N, H, W, C]`.
+        label: int32 `[N]`, or None.
+    """
+
+    def __init__(self, x: np.ndarray, label: np.ndarray | None = None):
+        if x.ndim != 4 or x.dtype != np.uint8:
+            raise ValueError(
+                f"ArraySource: x must be uint8 [N, H, W, C], got {x.dtype} {x.shape}; "
+                "convert it first."
+            )
+        self.arrays: dict[str, np.ndarray] = {"x": x}
+        if label is not None:
+            if label.shape != x.shape[:1]:
+                raise ValueError(
+                    f"ArraySource: label must have shape {x.shape[:1]}, one for each "
+                    f"image, got {label.shape}; pass label=None where there are none."
+                )
+            self.arrays["label"] = label.astype(np.int32, copy=False)
+        self.num_examples: int = x.shape[0]
+        height, width, channels = x.shape[1:]
+        self.shape: tuple[int, int, int] = (height, width, channels)
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices`, copied."""
+        return {name: array[indices] for name, array in self.arrays.items()}
+
+
+class SubsetSource:
+    """Some examples of another source, renumbered from zero."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self._source = source
+        self._indices = indices
+        self.num_examples: int = len(indices)
+        self.shape: tuple[int, int, int] = source.shape
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices` of this subset."""
+        return self._source.take(self._indices[indices])
+
+
+def fixed_order(seed: int, stream: int, num_examples: int) -> np.ndarray:
+    """A permutation of `range(num_examples)` that no NumPy release will change.
+
+    NumPy promises stable raw Philox words, but not a stable `Generator.permutation`.
+
+    Args:
+        seed: Any integer; taken modulo 2**64.
+        stream: A non-negative integer; each one gives an independent permutation.
+        num_examples: Length.
+
+    Returns:
+        int32 `[num_examples]` (int64 beyond 2**31), read-only.
+    """
+    words = np.random.Philox(key=[seed % 2**64, stream % 2**64]).random_raw(
+        num_examples
+    )
+    dtype = np.int32 if num_examples < 2**31 else np.int64
+    order = np.argsort(words, kind="stable").astype(dtype)
+    order.setflags(write=False)
+    return order
+
+
+def hold_out(source: Source, *, where: str) -> tuple[Source, Source, str]:
+    """Splits one source into train (90 %) and test (10 %) by a seed fixed in the code.
+
+    Returns:
+        Train, test, and a note for the user.
+    """
+    if source.num_examples < 2:
+        raise UserError(
+            f"{where}: got {source.num_examples} readable image, expected at least 2, "
+            "since 10 % are held out as test; add images."
+        )
+    order = fixed_order(HOLD_OUT_SEED, 0, source.num_examples)
+    num_test = max(1, round(HOLD_OUT_SHARE * source.num_examples))
+    test, train = np.sort(order[:num_test]), np.sort(order[num_test:])
+    note = f"no test split: 10 % of train ({num_test} images) held out by a fixed seed"
+    return _subset(source, train), _subset(source, test), note
+
+
+def check_batch_size(source: Source, batch_size: int) -> None:
+    """Raises UserError unless 1 <= batch_size <= the number of examples."""
+    if not 1 <= batch_size <= source.num_examples:
+        raise UserError(
+            f"batch_size: got {batch_size}, expected 1 to {source.num_examples}, the "
+            "number of training images; choose a smaller batch or a larger set."
+        )
+
+
+def check_indices(indices: np.ndarray, num_examples: int) -> Sequence[int]:
+    """The indices as a list of ints; IndexError where one is outside the set."""
+    numbers = np.asarray(indices)
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < num_examples):
+        raise IndexError(
+            f"take: indices must lie in 0..{num_examples - 1}, got "
+            f"{numbers.min()}..{numbers.max()}."
+        )
+    return numbers.tolist()
+
+
+def _subset(source: Source, indices: np.ndarray) -> Source:
+    if isinstance(source, ArraySource):
+        arrays = source.take(indices)
+        return ArraySource(arrays["x"], arrays.get("label"))
+    return SubsetSource(source, indices)

@@ -1,0 +1,1 @@
+"""Judging: likelihood on the whole test split, and the report."""

@@ -1,0 +1,101 @@
+"""Held-out likelihood of a run: every test example, once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import data, estimators
+from jaxgen.models.base import indexed_keys
+from jaxgen.train.session import Loaded
+
+BATCH = 100  # examples at once; their noise does not depend on it
+
+
+def evaluate_likelihood(
+    loaded: Loaded,
+    source: data.Source,
+    *,
+    num_samples: int,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Negative log-likelihood in nats and bits/dim over all of `source`.
+
+    Args:
+        loaded: The run.
+        source: Usually the test split; its last batch is padded and masked.
+        num_samples: Effort of an estimate, such as K of importance sampling.
+        seed: Fixes all noise; that of example i depends on (seed, i) alone.
+        batch_size: Examples at once.
+        progress: Called with (examples done, examples in all).
+
+    Returns:
+        `nll_nats` and `bits_per_dim`, each with `_se` (standard error over the
+        examples) and `_kind`; `monte_carlo_se` (nats, of the mean, from the estimate's
+        own noise), `ess_mean`, `ess_min` where importance sampling is used.
+
+    Raises:
+        ValueError: if the family has no likelihood.
+        FloatingPointError: if any example's value is not finite; none is left out.
+    """
+    model = loaded.model
+    if model.log_likelihood is None:
+        raise ValueError(f"evaluate: the family {loaded.config.family} has no likelihood")
+    log_likelihood = model.log_likelihood
+    transform = loaded.config.data.transform
+
+    @jax.jit
+    def evaluate(params: Any, batch: Any, key: jax.Array) -> Any:
+        batch = data.prepare(batch, jax.random.fold_in(key, 0), transform=transform)
+        keys = indexed_keys(jax.random.fold_in(key, 1), batch["index"])
+        return log_likelihood(params, batch["x"], keys, num_samples=num_samples)
+
+    key = jax.random.key(seed)
+    parts, kind, done = [], "exact", 0
+    for raw in data.eval_batches(source, min(batch_size, source.num_examples)):
+        real = raw["mask"].astype(bool)
+        batch = {"x": jnp.asarray(raw["x"])}
+        batch["index"] = jnp.arange(done, done + len(real), dtype=jnp.int32)
+        result = evaluate(loaded.params, batch, key)
+        kind = result.kind
+        columns = (result.nats, result.standard_error, result.ess)
+        parts.append([None if c is None else np.asarray(c)[real] for c in columns])
+        done += int(real.sum())
+        progress(done, source.num_examples)
+    joined = [None if c[0] is None else np.concatenate(c) for c in zip(*parts, strict=True)]
+    return _summary(loaded, joined, kind, num_samples)
+
+
+def _summary(loaded: Loaded, columns: Any, kind: str, num_samples: int) -> dict[str, Any]:
+    nats, standard_error, ess = columns
+    nats = np.asarray(nats, np.float64)
+    if not np.all(np.isfinite(nats)):
+        count = int(np.sum(~np.isfinite(nats)))
+        raise FloatingPointError(f"evaluate: {count} of {len(nats)} likelihoods are not finite")
+    mean, error = -nats.mean(), nats.std(ddof=1) / np.sqrt(len(nats))
+    dims = int(np.prod(loaded.config.model.shape))
+    bits = functools.partial(
+        estimators.bits_per_dim, num_dims=dims, kind=loaded.model.density
+    )
+    offset = float(bits(0.0))
+    result = {
+        "nll_nats": float(mean),
+        "nll_nats_se": float(error),
+        "nll_nats_kind": kind,
+        "bits_per_dim": float(bits(mean)),
+        "bits_per_dim_se": float(bits(error)) - offset,
+        "bits_per_dim_kind": kind,
+        "num_examples": len(nats),
+        "num_samples": num_samples,
+        "step": loaded.step,
+    }
+    if standard_error is not None:
+        result["monte_carlo_se"] = float(np.sqrt(np.sum(standard_error**2)) / len(nats))
+    if ess is not None:
+        result["ess_mean"], result["ess_min"] = float(ess.mean()), float(ess.min())
+    return result

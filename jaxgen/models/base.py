@@ -1,0 +1,123 @@
+"""The contract of the four families.
+
+A generative model is a known prior P(z), a generator x = G(z), and a way to train G.
+The families differ only in that last part, so one record of pure functions holds them
+all, and one update (`jaxgen.train.update.make_update`) trains them all.
+
+Data `x` is float32 in [0, 1], `[B, H, W, C]`, as `jaxgen.data.prepare` makes it.
+A batch is a dict: `x`; where there are any `label`, `condition`, `mask` (`[B]`, 1 for an
+example, 0 for padding); and `index` (`[B]`, the position in the GLOBAL batch). Noise
+belongs to the example: objectives draw it with `example_keys`, never with one key for
+the whole batch, so that the numbers are the same however the batch is split. The other
+functions of a model take one key per example for the same reason.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Params = Any  # {player name: pytree of arrays}
+Batch = dict[str, Array]
+
+
+class Aux(NamedTuple):
+    """What an objective says besides its loss.
+
+    Attributes:
+        metrics: Named terms, each `[B]` (averaged with the mask) or a scalar.
+        extra: The new carried, undifferentiated state; `()` when there is none.
+    """
+
+    metrics: dict[str, Array]
+    extra: Any = ()
+
+
+class Player(NamedTuple):
+    """One network with one optimizer and one objective.
+
+    Attributes:
+        name: Its key in `params`, and in the optimizers.
+        objective: `(params, extra, batch, key, progress) -> (loss [B] in nats, Aux)`.
+            `params` holds all players; the update differentiates only this player's
+            part. `progress` is the fraction of the run done, in [0, 1): schedules of a
+            loss (warm-up of beta, say) are functions of it.
+        updates_per_step: How often it is updated before the next player's turn.
+    """
+
+    name: str
+    objective: Callable[..., tuple[Array, Aux]]
+    updates_per_step: int = 1
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("nats", "standard_error", "ess"),
+    meta_fields=("kind",),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogLikelihood:
+    """Per-example log-likelihood and how far it is to be believed.
+
+    Attributes:
+        nats: `[B]`.
+        kind: "exact", a lower "bound", or an "estimate".
+        standard_error: `[B]` Monte Carlo error in nats, or None if there is none.
+        ess: `[B]` effective sample size of importance sampling, or None.
+    """
+
+    nats: Array
+    kind: Literal["exact", "bound", "estimate"]
+    standard_error: Array | None = None
+    ess: Array | None = None
+
+
+class Model(NamedTuple):
+    """A family bound to a config: pure functions, no state.
+
+    Attributes:
+        init: `(key, batch) -> (params, extra)`, params being {player name: pytree}.
+        players: In the order of their updates.
+        prior: `keys [B] -> z [B, ...]`; z[i] is a function of keys[i] alone.
+        generate: `(params, z, keys, condition=None) -> x`, in [0, 1].
+        encode: `(params, x, keys, condition=None) -> z`, or None.
+        log_likelihood: `(params, x, keys, condition=None, *, num_samples) ->
+            LogLikelihood`, or None. `num_samples` is the effort of an estimate (K of
+            importance sampling, probes of a trace); exact models ignore it.
+        density: What the likelihood is a density of: "discrete" levels (bits/dim is
+            NLL / (D ln 2)) or "continuous" data in [0, 1] (8 bits/dim more).
+        views: Further pictures of a model for its report, as pairs of a caption and
+            `(params, x [N, H, W, C]) -> images [rows, columns, H, W, C]`.
+    """
+
+    init: Callable[..., tuple[Params, Any]]
+    players: tuple[Player, ...]
+    prior: Callable[..., Array]
+    generate: Callable[..., Array]
+    encode: Callable[..., Array] | None = None
+    log_likelihood: Callable[..., LogLikelihood] | None = None
+    density: Literal["discrete", "continuous"] = "discrete"
+    views: tuple[tuple[str, Callable[..., Array]], ...] = ()
+
+
+def example_keys(key: Array, batch: Batch) -> Array:
+    """One key per example, `[B]`: `fold_in(key, position in the global batch)`.
+
+    The position is `batch["index"]`, or 0..B-1 where the batch is the global batch.
+    """
+    index = batch.get("index", jnp.arange(batch["x"].shape[0], dtype=jnp.int32))
+    return indexed_keys(key, index)
+
+
+def indexed_keys(key: Array, index: Array) -> Array:
+    """`fold_in(key, i)` for every i of `index`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def normal_prior(shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    """N(0, I) over `shape`, as a prior of a `Model`."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))

@@ -1,0 +1,397 @@
+"""Variational autoencoder: a generator coupled with an encoder Q(z given x).
+
+`encode`, `decode` and `elbo` are pure functions of (config, params, arrays); `make_vae`
+binds them to the contract of `jaxgen.models.base`.
+
+References:
+    Kingma & Welling 2013, arXiv:1312.6114. Burda et al. 2015 (importance weighting),
+    arXiv:1509.00519. Rybkin et al. 2021 (optimal sigma), arXiv:2006.13202.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax import Array
+
+from jaxgen import estimators, likelihoods, losses
+from jaxgen._checks import UserError
+from jaxgen.models.base import (
+    Aux,
+    Batch,
+    LogLikelihood,
+    Model,
+    Player,
+    example_keys,
+    normal_prior,
+)
+from jaxgen.nets import coders
+
+TRANSFORM_OF = {
+    "bernoulli": "binarise",
+    "gaussian": "dequantise",
+    "logistic_mixture": "levels",
+}
+
+ROWS = 4096  # decoder evaluations at once in importance sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Options of the VAE; None leaves the choice to the data."""
+
+    latent_dim: int = 16
+    """Size of z."""
+    net: Literal["mlp", "conv"] | None = None
+    """Dense layers, or residual convolutions; by default dense up to 1024 numbers an image."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the dense layers, encoder and decoder alike."""
+    activation: Literal["tanh", "silu", "relu"] = "silu"
+    """Nonlinearity of the dense layers."""
+    width: int = 32
+    """Channels of the first convolutional level; doubled at each level."""
+    levels: int = 3
+    """Convolutional levels; the image is halved between them."""
+    blocks: int = 1
+    """Residual blocks a level."""
+    likelihood: Literal["bernoulli", "gaussian", "logistic_mixture"] | None = None
+    """p(x given z): binary, continuous, or 256 levels; by default what fits --transform."""
+    mixture: int = 5
+    """Components of the logistic mixture."""
+    sigma: Literal["learned", "optimal", "fixed"] = "optimal"
+    """Scale of the Gaussian: trained, the batch's root mean square error, or --sigma-value."""
+    sigma_value: float = 0.1
+    """Scale where it is fixed, and where a trained one starts."""
+    beta: float = 1.0
+    """Weight of the KL term; 1 is the evidence lower bound."""
+    beta_warmup: float = 0.0
+    """Fraction of the run in which beta rises from 0."""
+    free_bits: float = 0.0
+    """Nats of KL that each latent variable has for free."""
+    num_importance: int = 1
+    """Samples K of the importance weighted bound in training; 1 is the ELBO."""
+    gradient: Literal["dreg", "plain"] = "dreg"
+    """The encoder's gradient for K above 1: doubly reparameterised, or as it comes."""
+    shape: Annotated[tuple[int, int, int] | None, tyro.conf.Suppress] = None
+
+    def __post_init__(self):
+        for name in ("latent_dim", "width", "levels", "blocks", "mixture", "num_importance"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} must be at least 1, got {getattr(self, name)}")
+        if self.sigma_value <= 0 or self.beta < 0 or self.free_bits < 0:
+            raise UserError("--sigma-value must be positive, --beta and --free-bits >= 0")
+        if not 0 <= self.beta_warmup <= 1:
+            raise UserError(f"--beta-warmup is a fraction in [0, 1], got {self.beta_warmup}")
+        weighted = self.beta != 1 or self.beta_warmup > 0 or self.free_bits > 0
+        if self.num_importance > 1 and weighted:
+            raise UserError(
+                "--num-importance above 1 has no separate KL term: leave --beta at 1 and "
+                "--beta-warmup and --free-bits at 0"
+            )
+
+
+def resolve(
+    config: VAEConfig, shape: tuple[int, int, int], transform: str | None
+) -> tuple[VAEConfig, str]:
+    """Fills what was left to the data, and refuses what does not fit together."""
+    likelihood = config.likelihood
+    if likelihood is None:
+        fitting = {"binarise": "bernoulli", "static": "bernoulli", "dequantise": "gaussian"}
+        likelihood = fitting.get(transform or "", "logistic_mixture")
+    transform = TRANSFORM_OF[likelihood] if transform is None else transform
+    wanted = {TRANSFORM_OF[likelihood]} | ({"static"} if likelihood == "bernoulli" else set())
+    if transform not in wanted:
+        raise UserError(
+            f"--likelihood {likelihood} is a distribution over data made by --transform "
+            f"{' or '.join(sorted(wanted))}, not {transform}"
+        )
+    small = shape[0] * shape[1] * shape[2] <= 1024
+    net = config.net or ("mlp" if small else "conv")
+    resolved = dataclasses.replace(config, likelihood=likelihood, net=net, shape=shape)
+    return resolved, transform
+
+
+def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
+    """Mean and log variance of Q(z given x), each `[B, L]`; `x [B, H, W, C]` in [0, 1]."""
+    return _encoder(config).apply({"params": params["encoder"]}, 2.0 * x - 1.0)
+
+
+def decode(config: VAEConfig, params: Any, z: Array) -> Array:
+    """Parameters of p(x given z), `[B, H, W, C * num_outputs]`, for `likelihood(config)`."""
+    outputs = _decoder(config).apply({"params": params["decoder"]}, z)
+    if config.likelihood != "gaussian":
+        return outputs
+    return likelihoods.gaussian_outputs(outputs, params["log_sigma"])
+
+
+def likelihood(config: VAEConfig) -> likelihoods.Likelihood:
+    """The distribution whose parameters `decode` gives."""
+    if config.likelihood == "logistic_mixture":
+        return likelihoods.logistic_mixture(num_components=config.mixture)
+    return likelihoods.LIKELIHOODS[config.likelihood]()
+
+
+def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> tuple[Array, Array]:
+    """The two terms of the evidence lower bound, single sample, analytic KL.
+
+    Args:
+        config: Resolved options.
+        params: `{"encoder", "decoder", ...}`.
+        x: `[B, H, W, C]` in [0, 1].
+        eps: Standard normal noise, `[B, L]`.
+
+    Returns:
+        (log p(x given z), KL(Q(z given x) || P(z))), each `[B]` nats; the bound is
+        their difference.
+    """
+    mu, log_var = encode(config, params, x)
+    outputs = decode(config, params, losses.vae.reparameterised(mu, log_var, eps))
+    log_prob = _log_prob(config, params, x, outputs)
+    return log_prob, losses.vae.kl_standard_normal(mu, log_var)
+
+
+def log_weights(config: VAEConfig, params: Any, x: Array, eps: Array) -> Array:
+    """log p(x, z) - log Q(z given x) of K samples, `[K, B]` nats; `eps [K, B, L]`."""
+    mu, log_var = encode(config, params, x)
+    z = _draws(mu, log_var, eps)
+    return _log_weights_at(config, params, x, z, mu, log_var)
+
+
+def make_vae(config: VAEConfig) -> Model:
+    """Binds a resolved config to the contract of `jaxgen.models.base.Model`."""
+    single = config.num_importance == 1
+    objective = _elbo_objective(config) if single else _iwae_objective(config)
+
+    def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
+        del keys, condition  # x = G(z) is the mean of p(x given z)
+        return likelihood(config).mean(decode(config, params["vae"], z))
+
+    def encode_sample(params: Any, x: Array, keys: Array, condition: Any = None) -> Array:
+        del condition
+        mu, log_var = encode(config, params["vae"], x)
+        eps = _noise(keys, (config.latent_dim,))
+        return losses.vae.reparameterised(mu, log_var, eps)
+
+    return Model(
+        init=lambda key, batch: ({"vae": _init(config, key, batch)}, ()),
+        players=(Player("vae", objective),),
+        prior=normal_prior((config.latent_dim,)),
+        generate=generate,
+        encode=encode_sample,
+        log_likelihood=lambda params, x, keys, condition=None, *, num_samples: (
+            _importance_likelihood(config, params["vae"], x, keys, num_samples)
+        ),
+        density=likelihood(config).density,
+        views=(
+            ("reconstructions (data above, mean of p(x|z) at z = mu below)", _rebuilt(config)),
+            ("interpolations between the encodings of two images", _interpolated(config)),
+            ("traversals of the most used latent variables, -3 to 3", _traversed(config)),
+        ),
+    )
+
+
+def _elbo_objective(config: VAEConfig) -> Any:
+    def objective(
+        params: Any, extra: Any, batch: Batch, key: Array, progress: Array
+    ) -> tuple[Array, Aux]:
+        del extra
+        eps = _noise(example_keys(key, batch), (config.latent_dim,))
+        mu, log_var = encode(config, params["vae"], batch["x"])
+        z = losses.vae.reparameterised(mu, log_var, eps)
+        outputs = decode(config, params["vae"], z)
+        distortion = -_log_prob(config, params["vae"], batch["x"], outputs, batch)
+        kl = losses.vae.kl_standard_normal_per_dim(mu, log_var)
+        rate = jnp.sum(kl, axis=-1)
+        beta = config.beta
+        if config.beta_warmup:
+            beta *= losses.vae.beta_warmup(progress, warmup=config.beta_warmup)
+        price = rate
+        if config.free_bits:
+            price = losses.vae.free_bits(kl, minimum=config.free_bits)
+        return distortion + beta * price, Aux({"distortion": distortion, "rate": rate})
+
+    return objective
+
+
+def _iwae_objective(config: VAEConfig) -> Any:
+    def objective(
+        params: Any, extra: Any, batch: Batch, key: Array, progress: Array
+    ) -> tuple[Array, Aux]:
+        del extra, progress
+        x, keys = batch["x"], example_keys(key, batch)
+        eps = _noise(keys, (config.num_importance, config.latent_dim)).swapaxes(0, 1)
+        mu, log_var = encode(config, params["vae"], x)
+        z = _draws(mu, log_var, eps)
+        if config.gradient == "dreg":
+            mu, log_var = jax.lax.stop_gradient((mu, log_var))
+
+        def weights_at(z: Array) -> Array:
+            return _log_weights_at(config, params["vae"], x, z, mu, log_var)
+
+        if config.gradient == "dreg":
+            bound = losses.vae.dreg_iwae(weights_at, z)
+        else:
+            bound = losses.vae.iwae(weights_at(z))
+        return -bound, Aux({})
+
+    return objective
+
+
+def _draws(mu: Array, log_var: Array, eps: Array) -> Array:
+    """K reparameterised draws for each example, `[K, B, L]`."""
+    draw = jax.vmap(losses.vae.reparameterised, (None, None, 0))
+    return draw(mu, log_var, eps)
+
+
+def _log_weights_at(
+    config: VAEConfig, params: Any, x: Array, z: Array, mu: Array, log_var: Array
+) -> Array:
+    """log p(x, z) - log N(z; mu, exp(log_var)), `[K, B]` nats, of `z [K, B, L]`."""
+    num, batch, _ = z.shape
+    outputs = decode(config, params, z.reshape(num * batch, -1))
+    repeated = jnp.broadcast_to(x, (num, *x.shape)).reshape(num * batch, *x.shape[1:])
+    log_prob = _log_prob(config, params, repeated, outputs).reshape(num, batch)
+    log_normal = jax.vmap(losses.vae.normal_log_prob, (0, None, None))
+    zeros = jnp.zeros_like(mu)
+    return log_prob + log_normal(z, zeros, zeros) - log_normal(z, mu, log_var)
+
+
+def _importance_likelihood(
+    config: VAEConfig, params: Any, x: Array, keys: Array, num_samples: int
+) -> LogLikelihood:
+    """IWAE-K with K = num_samples, in chunks of samples; chunking changes no number."""
+    mu, log_var = encode(config, params, x)
+    chunk = max(1, min(num_samples, ROWS // x.shape[0]))
+    per_sample = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+
+    def add(sums: Any, first: Array | int, num: int) -> Any:
+        sample_keys = per_sample(keys, first + jnp.arange(num))
+        eps = jax.vmap(lambda k: _noise(k, (config.latent_dim,)))(sample_keys)
+        z = _draws(mu, log_var, eps)
+        weights = _log_weights_at(config, params, x, z, mu, log_var)
+        return estimators.add(sums, weights)
+
+    full, rest = divmod(num_samples, chunk)
+    sums = estimators.empty_sums(x.shape[0])
+    sums, _ = jax.lax.scan(
+        lambda sums, first: (add(sums, first, chunk), None), sums, jnp.arange(full) * chunk
+    )
+    if rest:
+        sums = add(sums, full * chunk, rest)
+    estimate = estimators.finish(sums)
+    return LogLikelihood(
+        nats=estimate.log_likelihood,
+        kind="bound",
+        standard_error=estimate.standard_error,
+        ess=estimate.ess,
+    )
+
+
+def _rebuilt(config: VAEConfig) -> Any:
+    def view(params: Any, x: Array) -> Array:
+        mu, _ = encode(config, params["vae"], x[:16])
+        return jnp.stack([x[:16], _mean(config, params["vae"], mu)])
+
+    return view
+
+
+def _interpolated(config: VAEConfig, rows: int = 6, columns: int = 12) -> Any:
+    def view(params: Any, x: Array) -> Array:
+        pairs = min(rows, x.shape[0] // 2)
+        mu, _ = encode(config, params["vae"], x[: 2 * pairs])
+        t = jnp.linspace(0.0, 1.0, columns)[None, :, None]
+        z = (1.0 - t) * mu[0::2, None] + t * mu[1::2, None]
+        images = _mean(config, params["vae"], z.reshape(pairs * columns, -1))
+        return images.reshape(pairs, columns, *images.shape[1:])
+
+    return view
+
+
+def _traversed(config: VAEConfig, rows: int = 8, columns: int = 13) -> Any:
+    def view(params: Any, x: Array) -> Array:
+        mu, log_var = encode(config, params["vae"], x)
+        used = jnp.mean(losses.vae.kl_standard_normal_per_dim(mu, log_var), axis=0)
+        dims = jnp.argsort(-used)[:rows]
+        values = jnp.linspace(-3.0, 3.0, columns)
+        z = jnp.broadcast_to(mu[:1, None], (len(dims), columns, mu.shape[1]))
+        z = jax.vmap(lambda row, dim: row.at[:, dim].set(values))(z, dims)
+        images = _mean(config, params["vae"], z.reshape(-1, mu.shape[1]))
+        return images.reshape(len(dims), columns, *images.shape[1:])
+
+    return view
+
+
+def _init(config: VAEConfig, key: Array, batch: Batch) -> Any:
+    """Parameters; the decoder starts from the mean image, as Burda et al. 2015 do."""
+    x = batch["x"][:1]
+    encoder_key, decoder_key = jax.random.split(key)
+    z = jnp.zeros((1, config.latent_dim))
+    params = {
+        "encoder": _encoder(config).init(encoder_key, x)["params"],
+        "decoder": _decoder(config).init(decoder_key, z)["params"],
+    }
+    if config.likelihood == "gaussian":
+        params["log_sigma"] = jnp.log(jnp.float32(config.sigma_value))
+    if config.likelihood == "bernoulli" and config.net == "mlp":
+        mean = jnp.clip(jnp.mean(batch["x"], axis=0), 0.01, 0.99)
+        params["decoder"]["output"]["bias"] = jnp.log(mean / (1.0 - mean)).reshape(-1)
+    return params
+
+
+def _log_prob(
+    config: VAEConfig, params: Any, x: Array, outputs: Array, batch: Batch | None = None
+) -> Array:
+    """log p(x given z), `[B]` nats; the batch is given where sigma may be fitted to it."""
+    if config.likelihood == "gaussian":
+        mu, log_sigma = likelihood(config).mean(outputs), params["log_sigma"]
+        if config.sigma == "fixed":
+            log_sigma = jax.lax.stop_gradient(log_sigma)
+        if config.sigma == "optimal" and batch is not None:
+            return _optimal_log_prob(x, mu, log_sigma, batch.get("mask"))
+        return likelihoods.gaussian_log_prob(x, mu, log_sigma)
+    return likelihood(config).log_prob(x, outputs)
+
+
+def _optimal_log_prob(x: Array, mu: Array, log_sigma: Array, mask: Array | None) -> Array:
+    """The Gaussian's value and gradient at the batch's best sigma.
+
+    The parameter log_sigma, which evaluation uses, is trained by the same likelihood
+    with the means frozen; that term adds nothing to the value.
+    """
+    best = likelihoods.optimal_log_sigma(x, mu, mask)
+    profile = likelihoods.gaussian_log_prob(x, mu, best)
+    frozen = likelihoods.gaussian_log_prob(x, jax.lax.stop_gradient(mu), log_sigma)
+    return profile + frozen - jax.lax.stop_gradient(frozen)
+
+
+def _mean(config: VAEConfig, params: Any, z: Array) -> Array:
+    return likelihood(config).mean(decode(config, params, z))
+
+
+def _noise(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise of `shape` for every key, `[B, *shape]`."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def _encoder(config: VAEConfig) -> Any:
+    if config.net == "mlp":
+        return coders.MLPEncoder(config.hidden, config.latent_dim, config.activation)
+    return coders.ConvEncoder(config.width, config.levels, config.blocks, config.latent_dim)
+
+
+def _decoder(config: VAEConfig) -> Any:
+    height, width, channels = config.shape
+    if config.likelihood == "gaussian":
+        num_channels = channels
+    else:
+        num_channels = channels * likelihood(config).num_outputs
+    if config.net == "mlp":
+        return coders.MLPDecoder(
+            config.hidden[::-1], (height, width), num_channels, config.activation
+        )
+    return coders.ConvDecoder(
+        config.width, config.levels, config.blocks, (height, width), num_channels
+    )

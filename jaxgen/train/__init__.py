@@ -1,0 +1,1 @@
+"""Training: one update, one loop, one run folder for all families."""

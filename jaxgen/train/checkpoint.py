@@ -1,0 +1,184 @@
+"""Checkpoints that are verified before they are trusted.
+
+Orbax writes the arrays (in the background, into a temporary folder renamed at the end);
+we add `manifest.json`, the SHA-256 of every file, written last. A folder without a
+manifest that fits it byte for byte is not a checkpoint: Orbax alone restores silently
+wrong weights after one flipped byte.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxgen._checks import RunError
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RunError):
+    """A checkpoint could not be written, or none could be read."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, `<directory>/<step>/`.
+
+    Args:
+        directory: Where they lie; made when the first is written.
+        keep: How many of the newest stay.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2):
+        self._directory = directory.absolute()
+        self._keep = keep
+        self._orbax = ocp.StandardCheckpointer()
+        self._sealer: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts writing `state`; returns once it may be donated to the next update.
+
+        Raises:
+            CheckpointError: if this or the previous write failed.
+        """
+        self.wait()
+        path = self._directory / str(step)
+        if path.exists():  # left by an interrupted write, or damaged
+            shutil.rmtree(path)
+        try:
+            self._orbax.save(path, state)
+        except Exception as error:
+            raise CheckpointError(_why(path, error)) from error
+        self._sealer = threading.Thread(target=self._seal, args=(path,))
+        self._sealer.start()
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk and sealed."""
+        if self._sealer is not None:
+            self._sealer.join()
+            self._sealer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise CheckpointError(str(error)) from error
+
+    def _seal(self, path: Path) -> None:
+        try:
+            self._orbax.wait_until_finished()
+            write_manifest(path)
+            for step in steps(self._directory)[self._keep :]:
+                shutil.rmtree(self._directory / str(step), ignore_errors=True)
+        except Exception as error:
+            self._error = CheckpointError(_why(path, error))
+
+    def restore_latest(self, abstract_state: Any) -> tuple[Any, list[str]]:
+        """The newest valid state, and a line for each newer one that was passed over.
+
+        Args:
+            abstract_state: Shapes, dtypes and shardings of the state.
+
+        Returns:
+            `(state, notes)`; state is None where no checkpoint is valid. Damaged
+            folders are renamed `<step>.damaged`, so that they are met only once.
+        """
+        notes = []
+        for step in steps(self._directory):
+            path = self._directory / str(step)
+            fault = find_fault(path)
+            if fault is None:
+                return self._orbax.restore(path, abstract_state), notes
+            notes.append(f"checkpoint {step} is not valid ({fault}); looking for an older")
+            _set_aside(path)
+        return None, notes
+
+
+def restore(directory: Path, abstract_state: Any) -> tuple[Any, list[str]]:
+    """Reads the newest valid checkpoint and changes nothing on disk.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    directory = directory.absolute()
+    notes = []
+    for step in steps(directory):
+        fault = find_fault(directory / str(step))
+        if fault is None:
+            checkpointer = ocp.StandardCheckpointer()
+            return checkpointer.restore(directory / str(step), abstract_state), notes
+        notes.append(f"checkpoint {step} is not valid ({fault}); looking for an older")
+    raise CheckpointError(
+        f"no valid checkpoint under {directory}" + "".join(f"; {n}" for n in notes)
+    )
+
+
+def steps(directory: Path) -> list[int]:
+    """Steps that have a folder, newest first; none says it is valid."""
+    if not directory.is_dir():
+        return []
+    return sorted((int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def write_manifest(path: Path) -> None:
+    """Writes the digests of every file under `path`, and of themselves, last."""
+    body = json.dumps(_digests(path), indent=1, sort_keys=True)
+    text = f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
+    temporary = path / f".{MANIFEST}"
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path / MANIFEST)
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, in a few words, or None if it is valid."""
+    try:
+        digest, _, body = (path / MANIFEST).read_bytes().partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            return f"{MANIFEST} is damaged"
+        expected, found = json.loads(body), _digests(path)
+    except FileNotFoundError:
+        return f"no {MANIFEST}: it was not written to the end"
+    except OSError as error:
+        return str(error)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong"
+        if expected[name] != found[name]:
+            return f"{name} is damaged"
+    return None
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes and dtypes of a tree, to be restored onto the first device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def _digests(path: Path) -> dict[str, str]:
+    files = (p for p in path.rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.name not in (MANIFEST, f".{MANIFEST}")
+    }
+
+
+def _set_aside(path: Path) -> None:
+    target = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(path, target)
+
+
+def _why(path: Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    return f"cannot write checkpoint {path}: {first}"

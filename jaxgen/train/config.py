@@ -1,0 +1,205 @@
+"""The configuration of a run: frozen dataclasses that round-trip through JSON.
+
+A config only chooses numbers and names from closed registries; nothing in it is code.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import optax
+
+from jaxgen import models
+from jaxgen._checks import UserError, unknown
+from jaxgen.data.config import DataConfig
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a run is trained; every duration is a fraction of the run."""
+
+    steps: int = 4000
+    """Updates in the whole run."""
+    batch_size: int = 128
+    """Examples an update."""
+    seed: int = 0
+    """Fixes initial parameters, order of the data and all noise."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after warm-up: to zero by cosine, linearly, or not."""
+    warmup: float = 0.02
+    """Fraction of the run in which the learning rate rises from zero."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.99
+    """Decay of AdamW's second moment."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay, times the learning rate."""
+    clip_norm: float = 0.0
+    """Clip the gradient to this global norm; 0 does not."""
+    ema_half_life: float = 0.01
+    """Half-life of the averaged parameters, as a fraction of the run; 0 keeps none."""
+    log_every: int = 0
+    """Steps between lines of metrics.jsonl; 0 gives 100 lines a run."""
+    sample_every: int = 0
+    """Steps between sample grids; 0 gives 10 a run."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 gives 20 a run."""
+
+    def __post_init__(self):
+        _require(self.steps >= 1, "steps", self.steps, "at least 1")
+        _require(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "in 0 .. 2^31 - 1")
+        _require(self.learning_rate > 0, "learning-rate", self.learning_rate, "positive")
+        for name in ("warmup", "ema_half_life"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, name.replace("_", "-"), value, "a fraction in [0, 1]")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, name, value, "in [0, 1)")
+        for name in ("weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, name.replace("_", "-"), value, "not negative")
+        for name in ("log_every", "sample_every", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(value >= 0, name.replace("_", "-"), value, "not negative")
+
+    def every(self, name: Literal["log", "sample", "checkpoint"]) -> int:
+        """Steps between two events, the automatic number resolved."""
+        per_run = {"log": 100, "sample": 10, "checkpoint": 20}[name]
+        return getattr(self, f"{name}_every") or max(1, self.steps // per_run)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that rebuilds a run: the family's name, its config, the data, the training."""
+
+    family: str
+    model: Any
+    data: DataConfig
+    train: TrainConfig
+
+
+def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
+    """AdamW with the run's schedule, after optional clipping by global norm."""
+    decays = {
+        "cosine": lambda n: optax.cosine_decay_schedule(train.learning_rate, n),
+        "linear": lambda n: optax.linear_schedule(train.learning_rate, 0.0, n),
+        "constant": lambda n: optax.constant_schedule(train.learning_rate),
+    }
+    warmup = round(train.warmup * train.steps)
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, train.learning_rate, max(warmup, 1)),
+            decays[train.schedule](max(train.steps - warmup, 1)),
+        ],
+        [warmup],
+    )
+    adamw = optax.adamw(
+        schedule, b1=train.beta1, b2=train.beta2, weight_decay=train.weight_decay
+    )
+    # One structure of the state with and without clipping: a continued run may change it.
+    clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
+    return optax.chain(clip, adamw)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """A JSON-ready dict; `from_dict` is its inverse."""
+    return {"version": VERSION, **dataclasses.asdict(config)}
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Rebuilds a config; names are looked up in closed registries only.
+
+    Raises:
+        UserError: for an unknown key (naming the nearest), a wrong type, an unknown
+            family, or a version this code does not read.
+    """
+    values = dict(values)
+    version = values.pop("version", None)
+    if version != VERSION:
+        raise UserError(f"config: version {version!r}, this jaxgen reads {VERSION}")
+    family = values.get("family")
+    if family not in models.FAMILIES:
+        raise UserError(f"config: {unknown('family', family, models.FAMILIES)}")
+    config_class = models.FAMILIES[family].config_class
+    parts = {"model": config_class, "data": DataConfig, "train": TrainConfig}
+    for name in values:
+        if name not in (*parts, "family"):
+            raise UserError(f"config: {unknown('key', name, (*parts, 'family'))}")
+    built = {name: _build(cls, values.get(name, {}), name) for name, cls in parts.items()}
+    return RunConfig(family=family, **built)
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """`{"part.key": (old, new)}` of everything that differs."""
+    flat_old, flat_new = _flat(to_dict(old)), _flat(to_dict(new))
+    keys = sorted(flat_old.keys() | flat_new.keys())
+    return {
+        key: (flat_old.get(key), flat_new.get(key))
+        for key in keys
+        if flat_old.get(key) != flat_new.get(key)
+    }
+
+
+def may_change(key: str) -> bool:
+    """Whether a continued run may change this key: only what leaves its state valid."""
+    free = ("steps", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
+    free += ("log_every", "sample_every", "checkpoint_every", "ema_half_life")
+    return key in {f"train.{name}" for name in free} | {"data.data_dir"}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"config: {where} must be an object, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"config: {unknown(f'key in {where}', name, hints)}")
+    checked = {n: _coerce(hints[n], v, f"{where}.{n}") for n, v in values.items()}
+    try:
+        return cls(**checked)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """The value as the hint wants it (a list becomes a tuple), or UserError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _coerce(args[0], value, where)
+    if origin is Literal and value in args:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        items = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(items) == len(value):
+            return tuple(_coerce(i, v, where) for i, v in zip(items, value, strict=True))
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and origin is None and type(value) is hint:
+        return value
+    raise UserError(f"config: {where} must be {hint}, got {value!r}")
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:  # noqa: FBT001 - an assertion reads best so
+    if not condition:
+        raise UserError(f"--{name} must be {expected}, got {value}")

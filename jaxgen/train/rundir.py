@@ -1,0 +1,192 @@
+"""A run is a folder: everything a later command needs, and nothing else.
+
+    config.json          rebuilds the model, the data and the training
+    environment.json     what it ran on
+    metrics.jsonl        one JSON object a line, the truth that other trackers mirror
+    samples/step_*.png   the same latents at every step; reals.png beside
+    checkpoints/<step>/  verified before they are trusted
+    evaluation.json, report.html
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxgen._checks import UserError
+from jaxgen.train import config as configs
+
+PACKAGES = (
+    "jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain",
+    "tensorflow-datasets", "array_record", "scikit-learn", "pillow",
+)  # fmt: skip
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.metrics = path / "metrics.jsonl"
+        self.report = path / "report.html"
+        self.evaluation = path / "evaluation.json"
+        self._config = path / "config.json"
+
+    def exists(self) -> bool:
+        """Whether a run's config is there."""
+        return self._config.is_file()
+
+    def read_config(self) -> configs.RunConfig:
+        """The stored config.
+
+        Raises:
+            UserError: if this is not a run folder, or its config is not readable.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"no such run folder: {self.path}")
+        if not self.exists():
+            raise UserError(f"{self.path} is not a run folder: it has no config.json")
+        try:
+            values = json.loads(self._config.read_text())
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self._config} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{self._config} is not the config of a jaxgen run")
+        return configs.from_dict(values)
+
+    def create(self, config: configs.RunConfig) -> None:
+        """Makes the folder, its config and its environment.
+
+        Raises:
+            UserError: if the place holds something else or may not be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is a file, not a folder")
+        foreign = self.path.is_dir() and any(
+            p.name not in ("lock", "environment.json") for p in self.path.iterdir()
+        )
+        if foreign and not self.exists():
+            raise UserError(
+                f"--out {self.path} holds files but no config.json of a jaxgen run; "
+                "give a new or empty folder"
+            )
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise UserError(f"no permission to write {self.path}: {error.strerror}") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{error.filename} is a file, not a folder") from error
+        self.write_environment()
+        self.write_config(config)  # last: a folder with a config is a run
+
+    def write_config(self, config: configs.RunConfig) -> None:
+        """Replaces the stored config."""
+        write_text(self._config, json.dumps(configs.to_dict(config), indent=1) + "\n")
+
+    def write_environment(self) -> None:
+        """Records machine, versions and command."""
+        text = json.dumps(environment(), indent=1)
+        write_text(self.path / "environment.json", text + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drops the lines after `step`, which a continued run writes again."""
+        if self.metrics.is_file():
+            kept = [r for r in self.read_metrics() if r["step"] <= step]
+            write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from training into the same folder."""
+        with open(self.path / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is training in {self.path}") from None
+            yield
+
+
+def find_or_name(root: Path, config: configs.RunConfig) -> Path:
+    """The newest run under `root` with this very config, or the next free name."""
+    numbered = {}
+    if root.is_dir():
+        for path in root.iterdir():
+            head = path.name.split("-")[0]
+            if head.isdigit():
+                numbered[int(head)] = path
+    for number in sorted(numbered, reverse=True):
+        with contextlib.suppress(UserError):
+            if not configs.differences(RunFolder(numbered[number]).read_config(), config):
+                return numbered[number]
+    data = "".join(c if c.isalnum() or c in "-_" else "-" for c in config.data.name)
+    number = max(numbered, default=-1) + 1
+    return root / f"{number:05d}-{config.family}-{data.strip('-')[:40]}"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, device and command of this process."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "backend": jax.default_backend(),
+        "versions": versions,
+        "git": _git(),
+    }
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def _git() -> str | None:
+    """Commit of the source tree, with "+" where it has local changes."""
+    where = Path(__file__).parent
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731 - twice the same call
+            ["git", "-C", str(where), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

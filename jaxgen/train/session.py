@@ -1,0 +1,83 @@
+"""From a config, or a run folder, to a model with its parameters."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen import models
+from jaxgen._checks import UserError
+from jaxgen.data import Dataset
+from jaxgen.models.base import Model
+from jaxgen.train import checkpoint, update
+from jaxgen.train.config import RunConfig, make_optimizer
+from jaxgen.train.rundir import RunFolder
+
+
+class Session(NamedTuple):
+    """A resolved config bound to its model and optimizers."""
+
+    config: RunConfig
+    model: Model
+    optimizers: dict[str, Any]
+
+
+class Loaded(NamedTuple):
+    """A trained run: everything a later command needs, from its folder alone."""
+
+    run: RunFolder
+    config: RunConfig
+    model: Model
+    params: Any  # the averaged parameters
+    step: int
+    notes: list[str]
+
+
+def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """Fills what the config left to the data."""
+    family = models.FAMILIES[config.family]
+    model, transform = family.resolve(config.model, dataset.shape, config.data.transform)
+    data = dataclasses.replace(config.data, transform=transform)
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def bind(config: RunConfig) -> Session:
+    """Model and optimizers of a resolved config."""
+    model = models.FAMILIES[config.family].make(config.model)
+    optimizers = {player.name: make_optimizer(config.train) for player in model.players}
+    return Session(config, model, optimizers)
+
+
+def abstract_state(session: Session) -> update.TrainState:
+    """Shapes and dtypes of the training state, nothing computed."""
+    batch = {"x": jax.ShapeDtypeStruct((1, *session.config.model.shape), jnp.float32)}
+    init = lambda key, batch: update.init_state(  # noqa: E731 - for eval_shape only
+        session.model, session.optimizers, key, batch
+    )
+    return jax.eval_shape(init, jax.random.key(0), batch)
+
+
+def num_parameters(tree: Any) -> int:
+    """How many numbers a tree holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def load(path: Path) -> Loaded:
+    """Reads a run folder.
+
+    Raises:
+        UserError: if it is none, or holds no valid checkpoint yet.
+    """
+    run = RunFolder(path)
+    session = bind(run.read_config())
+    target = checkpoint.abstract(abstract_state(session))
+    try:
+        state, notes = checkpoint.restore(run.checkpoints, target)
+    except checkpoint.CheckpointError as error:
+        raise UserError(str(error)) from error
+    return Loaded(
+        run, session.config, session.model, state.ema, int(state.step), notes
+    )
