@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +92,8 @@ def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
 
 def _guarded(command: Any) -> None:
     """Runs a command; every expected failure becomes one line and a status."""
+    # Orbax and TFDS log whole tracebacks of what is then raised and told in one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         status = command()
     except UserError as error:

@@ -10,10 +10,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Shapes of layer 0 are checked at run time, in the tests only.
+jaxtyping.install_import_hook(
+    ["jaxgen.losses", "jaxgen.likelihoods", "jaxgen.estimators"], "beartype.beartype"
+)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def listing(directory: Path) -> list[tuple[str, int, int]]:
 def load(key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The arrays and the metadata of an entry, or None where absent or damaged."""
     try:
-        with np.load(_path(key), allow_pickle=False) as entry:
+        with _path(key).open("rb") as file, np.load(file, allow_pickle=False) as entry:
             arrays = {name: entry[name] for name in entry.files}
         meta = json.loads(arrays.pop("meta").tobytes())
         shapes = {name: [str(a.dtype), *a.shape] for name, a in arrays.items()}

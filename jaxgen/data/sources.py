@@ -98,9 +98,8 @@ def fixed_order(seed: int, stream: int, num_examples: int) -> np.ndarray:
     Returns:
         int32 `[num_examples]` (int64 beyond 2**31), read-only.
     """
-    words = np.random.Philox(key=[seed % 2**64, stream % 2**64]).random_raw(
-        num_examples
-    )
+    key = np.array([seed % 2**64, stream % 2**64], np.uint64)
+    words = np.random.Philox(key=key).random_raw(num_examples)
     dtype = np.int32 if num_examples < 2**31 else np.int64
     order = np.argsort(words, kind="stable").astype(dtype)
     order.setflags(write=False)

@@ -1,3 +1,399 @@
-"""placeholder, helper 4 replaces this."""
-def write_report(loaded, dataset):
-    return loaded.run.report
+"""The report of a run: RUN/report.html, one page that needs no network and no file.
+
+It is made from the run folder, the averaged parameters and the test split, and knows no
+family by name. Layout, style, script and headings are in report.html.in beside.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import html
+import io
+import json
+import math
+import re
+import shlex
+import string
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import data
+from jaxgen._checks import UserError
+from jaxgen.train import config as configs
+from jaxgen.train import console, loop, pictures, rundir, session
+
+NUM_TEST = 64  # test images that the views are made of
+GRID_WIDTH = 440  # CSS pixels of a grid of samples, about
+IMAGE_WIDTH = 48  # CSS pixels of one image in a view, about
+COLOURS = ("#1d5fb4", "#c2410c", "#15803d", "#7e22ce")
+KINDS = {"bound": "upper bound"}  # a lower one of the log-likelihood
+
+Record = dict[str, Any]  # a line of metrics.jsonl
+Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # {name: (steps, values)}
+
+
+def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
+    """Writes RUN/report.html, whole or not at all.
+
+    Args:
+        loaded: The run. Where its folder lacks metrics, samples or an evaluation the
+            page says so.
+        dataset: The data of the run; the model's views are made of its test split.
+
+    Returns:
+        The path of the page.
+    """
+    run, config = loaded.run, loaded.config
+    records = [r for r in run.read_metrics() if isinstance(r, dict) and "step" in r]
+    evaluation = _read_json(run.evaluation)
+    given = _given(config, dataset)
+    ending = "finished" if loaded.step >= config.train.steps else "not finished"
+    template = string.Template(Path(__file__).with_name("report.html.in").read_text())
+    page = template.substitute(
+        title=_text(f"{config.family} on {dataset.name}"),
+        name=_text(run.path.absolute().name),
+        progress=f"step {loaded.step:,} of {config.train.steps:,}, {ending}",
+        notes="".join(f"<p>{_text(n)}</p>" for n in (*loaded.notes, *dataset.notes)),
+        numbers=_numbers(loaded, records, evaluation),
+        evaluation=_evaluation(loaded, evaluation),
+        curves=_curves(records),
+        **_samples(loaded, dataset),
+        views=_views(loaded, dataset),
+        config=_config(config, given),
+        environment=_environment(_read_json(run.path / "environment.json")),
+        commands=_commands(loaded, given),
+    )
+    rundir.write_text(run.report, page)
+    return run.report
+
+
+def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) -> str:
+    """The headline numbers; one that is not known is not shown."""
+    last = records[-1] if records else {}
+    cards = []  # title, value or None, unit, note
+    for name in _losses(records):
+        title = " of ".join(["training loss", *name.split("/")[1:]])
+        note = f"per image; mean of the steps up to {last.get('step', 0):,}"
+        value = f"{last[name]:,.2f}" if _is_number(last.get(name)) else None
+        cards.append((title, value, "nats", note))
+    kind = evaluation.get("nll_nats_kind")
+    note = f"{KINDS.get(str(kind), kind)}, {evaluation.get('num_examples')} test images"
+    note += f", step {evaluation.get('step')}; ± is the standard error"
+    nll, bits = (_with_error(evaluation, n) for n in ("nll_nats", "bits_per_dim"))
+    cards.append(("test negative log-likelihood", nll, "nats", f"per image; {note}"))
+    cards.append(("test bits per dimension", bits, "bits", note))
+    if not evaluation and loaded.model.log_likelihood:
+        cards.append(("test negative log-likelihood", "–", "", "not evaluated yet"))
+    counts = {n: session.num_parameters(tree) for n, tree in loaded.params.items()}
+    note = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    cards.append(("parameters", f"{sum(counts.values()):,}", "", note))
+    rates, seconds, compiled = (
+        [r[name] for r in records if _is_number(r.get(name))]
+        for name in ("images_per_s", "train_s", "compile_s")
+    )
+    if rates:
+        rate = f"{np.median(rates):,.0f}"
+        cards.append(("training speed", rate, "images/s", "median of the run"))
+    if seconds:
+        time = console.duration(seconds[-1])
+        cards.append(("training time", time, "h:mm:ss", "without compiling, sampling"))
+    if compiled:
+        starts = f"{len(compiled)} starts" if len(compiled) > 1 else ""
+        cards.append(("compile time", f"{sum(compiled):.1f}", "s", starts))
+    return "\n".join(
+        f"<div><dt>{_text(title)}</dt><dd>{_text(value)} "
+        f'<span class="unit">{unit}</span><small>{_text(note)}</small></dd></div>'
+        for title, value, unit, note in cards
+        if value is not None
+    )
+
+
+def _curves(records: list[Record]) -> str:
+    """The loss or losses, each named term, the gradient's norm, the speed."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    norms = [name for name in names if name.startswith("gradient_norm/")]
+    others = {"step", "loss", "images_per_s", "train_s", "compile_s", *norms}
+    terms = [n for n in names if n not in others and not n.startswith("loss/")]
+    panels = [
+        ("loss", "nats per image", _losses(records)),
+        *((name, "nats per image", [name]) for name in terms),
+        ("gradient norm before clipping", "L2 norm", norms),
+        ("training speed", "images/s", ["images_per_s"]),
+    ]
+    figures = [
+        _figure(title, unit, lines)
+        for title, unit, names in panels
+        if (lines := _lines(records, names))
+    ]
+    return "\n".join(figures) or "<p>No line in metrics.jsonl yet.</p>"
+
+
+def _losses(records: list[Record]) -> list[str]:
+    """`loss`, or where several players have one each, theirs."""
+    names = [n for n in (records[-1] if records else {}) if n.startswith("loss/")]
+    return names if len(names) > 1 else ["loss"]
+
+
+def _lines(records: list[Record], names: list[str]) -> Lines:
+    """The finite values under each name, where there are any."""
+    lines = {}
+    for name in names:
+        points = [(r["step"], r[name]) for r in records if _is_number(r.get(name))]
+        if points:
+            steps, values = np.asarray(points, np.float64).T
+            lines[name.split("/", 1)[-1]] = (steps, values)
+    return lines
+
+
+def _figure(title: str, unit: str, lines: Lines) -> str:
+    everything = np.concatenate([values for _, values in lines.values()])
+    low, high = _limits(everything)
+    outside = int(np.sum((everything < low) | (everything > high)))
+    named = lines.items() if len(lines) > 1 else [("", *lines.values())]
+    ends = [f"{name} {_short(values[-1])}".strip() for name, (_, values) in named]
+    step = int(max(steps[-1] for steps, _ in lines.values()))
+    text = f"{title}: {', '.join(ends)} at step {step:,}."
+    if outside:
+        text += f" Outside the range shown: {outside} of {len(everything)} points."
+    text = _text(text)
+    source = _uri("svg+xml", _plot(title, unit, lines, (low, high)))
+    image = f'<img alt="{text}" src="{source}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """A range that a few huge values, such as the first, do not stretch.
+
+    What lies further from the 5 % and 95 % quantiles than these from each other is cut.
+    """
+    low, high = float(values.min()), float(values.max())
+    if len(values) > 3:  # then neither quantile is the extreme value itself
+        first = float(np.quantile(values, 0.05, method="higher"))
+        last = float(np.quantile(values, 0.95, method="lower"))
+        spread = last - first or abs(last)
+        low, high = max(low, first - spread), min(high, last + spread)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _plot(title: str, unit: str, lines: Lines, limits: tuple[float, float]) -> bytes:
+    """The axes as SVG, for a light page; the style of a dark one inverts it."""
+    import matplotlib as mpl  # half a second: only a report needs it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    grey, rule = "#4a4e54", "#d8d8d2"
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "jaxgen", "font.size": 9}
+    greys = ("axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+    style |= dict.fromkeys(greys, grey) | {"text.parse_math": False}
+    style |= {"axes.edgecolor": rule, "grid.color": rule, "axes.grid": True}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(3.7, 2.2), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, (steps, values)) in enumerate(lines.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], "o" * (len(steps) == 1)
+            axes.plot(steps, values, color=colour, lw=1.4, marker=marker, label=name)
+        if len(lines) > 1:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        axes.set(ylim=limits, xlabel="step", ylabel=unit)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
+    """Every grid of samples, all but the last hidden; the reals at the same scale."""
+    folder = loaded.run.samples
+    found = ((re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in folder.glob("*"))
+    grids = sorted((int(match[1]), path) for match, path in found if match)
+    width, width_of_reals = (  # in pixels, before they were enlarged
+        math.ceil(math.sqrt(num)) * (dataset.shape[1] + 1) - 1
+        for num in (loop.NUM_SAMPLES, min(loop.NUM_SAMPLES, dataset.train.num_examples))
+    )
+    images = [
+        f'<img class="pixels" data-step="{step}" alt="samples at step {step}" '
+        f'src="{_uri("png", path.read_bytes())}">'
+        for step, path in grids
+    ]
+    reals = [_uri("png", path.read_bytes()) for path in folder.glob("reals.png")]
+    return {
+        "last_grid": len(grids) - 1,
+        "last_step": f"{grids[-1][0]:,}" if grids else "-",
+        "grid_size": width * max(1, round(GRID_WIDTH / width)),
+        "share_of_reals": f"{100 * width_of_reals / width:.4g}",
+        "grids": "\n".join(images) or "<p>None yet.</p>",
+        "reals": reals[0] if reals else "data:,",
+    }
+
+
+def _views(loaded: session.Loaded, dataset: data.Dataset) -> str:
+    """The model's own pictures, of the first test images."""
+    num = min(NUM_TEST, dataset.test.num_examples)
+    batch = {"x": jnp.asarray(dataset.test.take(np.arange(num))["x"])}
+    transform: Any = loaded.config.data.transform
+    x = data.prepare(batch, jax.random.key(0), transform=transform)["x"]
+    figures = []
+    for caption, view in loaded.model.views:
+        images = pictures.to_uint8(np.asarray(jax.jit(view)(loaded.params, x)))
+        picture = pictures.grid(images)
+        width = picture.shape[1] * max(1, round(IMAGE_WIDTH / images.shape[3]))
+        text = _text(f"{caption[:1].upper()}{caption[1:]}.")
+        source = f'style="width:{width}px" src="{_uri("png", pictures.png(picture))}"'
+        image = f'<img class="pixels" alt="{text}" {source}>'
+        figures.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+    return "\n".join(figures) or "<p>This family has none.</p>"
+
+
+def _given(config: configs.RunConfig, dataset: data.Dataset) -> list[str]:
+    """The "part.key" of the options without which the config were another.
+
+    One that was left open, and that resolving fills in as it is, is not among them.
+    """
+    default = configs.from_dict({"version": configs.VERSION, "family": config.family})
+    changed = configs.differences(default, config)
+    given, opened = list(changed), config
+    for key in [key for key, (value, _) in changed.items() if value is None]:
+        part, name = key.split(".")
+        values = dataclasses.replace(getattr(opened, part), **{name: None})
+        candidate = dataclasses.replace(opened, **{part: values})
+        with contextlib.suppress(UserError):
+            if session.resolve(candidate, dataset) == config:
+                opened = candidate
+                given.remove(key)
+    return given
+
+
+def _config(config: configs.RunConfig, given: list[str]) -> str:
+    tables = []
+    for part in ("model", "data", "train"):
+        rows, values = [], getattr(config, part)
+        for field in dataclasses.fields(values):
+            value, note, mark = getattr(values, field.name), "", ""
+            if f"{part}.{field.name}" in given:
+                note, mark = f"default {_plain(field.default)}", ' class="given"'
+            elif value != field.default:
+                note = "from the data"
+            cell = f"{_text(_plain(value))} <small>{_text(note)}</small>"
+            rows.append(f"<tr{mark}><th>{field.name}</th><td>{cell}</td></tr>")
+        tables.append(_titled(part, rows))
+    return "\n".join(tables)
+
+
+def _environment(values: Record) -> str:
+    if isinstance(values.get("command"), list):
+        values["command"] = shlex.join(map(str, values["command"]))
+    parts = {name: v for name, v in values.items() if isinstance(v, dict)}
+    machine = {name: v for name, v in values.items() if name not in parts}
+    tables = [_table("machine", machine), *(_table(n, v) for n, v in parts.items())]
+    return "\n".join(filter(None, tables)) or "<p>Not recorded.</p>"
+
+
+def _commands(loaded: session.Loaded, given: list[str]) -> str:
+    """What one may do next, as commands to copy."""
+    config, words = loaded.config, []
+    folder = str(loaded.run.path.absolute())
+    finished = loaded.step >= config.train.steps
+    options = [key.split(".") for key in given if key != "train.steps" or not finished]
+    values = {name: getattr(getattr(config, part), name) for part, name in options}
+    if finished:
+        values["steps"] = 2 * config.train.steps
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            words += [f"--{flag}", *map(str, several)]
+    train = "Train on, to twice the steps" if finished else "Continue the training"
+    commands = {
+        train: ["train", config.family, *words, "--out", folder],
+        "Draw other images": ["sample", folder, "--num", "64", "--seed", "1"],
+        "Judge it on the whole test split": ["evaluate", folder],
+    }
+    return "\n".join(
+        f"<h3>{what}</h3><pre>{_text(shlex.join(['jaxgen', *command]))}</pre>"
+        for what, command in commands.items()
+    )
+
+
+def _evaluation(loaded: session.Loaded, values: Record) -> str:
+    """A table of evaluation.json, error and kind beside their number."""
+    if not values and loaded.model.log_likelihood is None:
+        return "<p>This family has no likelihood.</p>"
+    if not values:
+        command = shlex.join(["jaxgen", "evaluate", str(loaded.run.path.absolute())])
+        return f"<p>Not evaluated yet. This does it:</p><pre>{_text(command)}</pre>"
+    rows = {}
+    for name, value in values.items():
+        number = _with_error(values, name) or _plain(value)
+        kind = str(values.get(f"{name}_kind", ""))
+        if re.sub("_(se|kind)$", "", name) not in values.keys() - {name}:
+            rows[name] = ", ".join(filter(None, [number, KINDS.get(kind, kind)]))
+    return _table("", rows)
+
+
+def _table(title: str, values: Record) -> str:
+    row = "<tr><th>{}</th><td>{}</td></tr>".format
+    return _titled(title, [row(_text(n), _text(_plain(v))) for n, v in values.items()])
+
+
+def _titled(title: str, rows: list[str]) -> str:
+    heading = f"<h3>{_text(title)}</h3>" if title else ""
+    return f"<div>{heading}<table>{''.join(rows)}</table></div>" if rows else ""
+
+
+def _plain(value: Any) -> str:
+    """A value of a config or a JSON file, as people write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(v)}" for name, v in value.items())
+    if isinstance(value, list | tuple):
+        if len(value) > 1 and all(type(v) is str and v == value[0] for v in value):
+            return f"{len(value)} × {value[0]}"
+        return ", ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None else str(value)
+
+
+def _with_error(values: Record, name: str) -> str | None:
+    """`72.41 ± 0.61`, two digits of the standard error; None without either."""
+    value, error = values.get(name), values.get(f"{name}_se")
+    if not (_is_number(value) and _is_number(error) and error > 0):
+        return None
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _read_json(path: Path) -> Record:
+    """The object in a JSON file; empty where there is no file or no object in it."""
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads(path.read_text())
+        if isinstance(values, dict):
+            return values
+    return {}
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _text(value: Any) -> str:
+    """Escaped for the page, with what is not Unicode in a file name spelt out."""
+    return html.escape(str(value).encode("utf-8", "backslashreplace").decode())

@@ -72,8 +72,9 @@ class VAEConfig:
     """Nats of KL that each latent variable has for free."""
     num_importance: int = 1
     """Samples K of the importance weighted bound in training; 1 is the ELBO."""
-    gradient: Literal["dreg", "plain"] = "dreg"
-    """The encoder's gradient for K above 1: doubly reparameterised, or as it comes."""
+    gradient: Literal["analytic", "dreg", "plain"] | None = None
+    """analytic KL (K = 1 only, its default); importance weights, the encoder's gradient
+    doubly reparameterised (default above 1; at 1 "sticking the landing") or plain."""
     shape: Annotated[tuple[int, int, int] | None, tyro.conf.Suppress] = None
 
     def __post_init__(self):
@@ -85,11 +86,14 @@ class VAEConfig:
             raise UserError("--sigma-value must be positive, --beta and --free-bits >= 0")
         if not 0 <= self.beta_warmup <= 1:
             raise UserError(f"--beta-warmup is a fraction in [0, 1], got {self.beta_warmup}")
+        if self.gradient == "analytic" and self.num_importance > 1:
+            raise UserError("--gradient analytic is for --num-importance 1: use dreg")
         weighted = self.beta != 1 or self.beta_warmup > 0 or self.free_bits > 0
-        if self.num_importance > 1 and weighted:
+        if _gradient(self) != "analytic" and weighted:
             raise UserError(
-                "--num-importance above 1 has no separate KL term: leave --beta at 1 and "
-                "--beta-warmup and --free-bits at 0"
+                "importance weights (--num-importance above 1, --gradient dreg or plain) "
+                "have no separate KL term: leave --beta at 1 and --beta-warmup and "
+                "--free-bits at 0"
             )
 
 
@@ -110,13 +114,20 @@ def resolve(
         )
     small = shape[0] * shape[1] * shape[2] <= 1024
     net = config.net or ("mlp" if small else "conv")
-    resolved = dataclasses.replace(config, likelihood=likelihood, net=net, shape=shape)
+    resolved = dataclasses.replace(
+        config, likelihood=likelihood, net=net, gradient=_gradient(config), shape=shape
+    )
     return resolved, transform
+
+
+def _gradient(config: VAEConfig) -> str:
+    return config.gradient or ("analytic" if config.num_importance == 1 else "dreg")
 
 
 def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
     """Mean and log variance of Q(z given x), each `[B, L]`; `x [B, H, W, C]` in [0, 1]."""
-    return _encoder(config).apply({"params": params["encoder"]}, 2.0 * x - 1.0)
+    centre = jax.lax.stop_gradient(params["centre"])  # the mean image: not trained
+    return _encoder(config).apply({"params": params["encoder"]}, x - centre)
 
 
 def decode(config: VAEConfig, params: Any, z: Array) -> Array:
@@ -157,13 +168,14 @@ def log_weights(config: VAEConfig, params: Any, x: Array, eps: Array) -> Array:
     """log p(x, z) - log Q(z given x) of K samples, `[K, B]` nats; `eps [K, B, L]`."""
     mu, log_var = encode(config, params, x)
     z = _draws(mu, log_var, eps)
-    return _log_weights_at(config, params, x, z, mu, log_var)
+    log_prob, log_ratio = _log_weight_terms(config, params, x, z, mu, log_var)
+    return log_prob - log_ratio
 
 
 def make_vae(config: VAEConfig) -> Model:
     """Binds a resolved config to the contract of `jaxgen.models.base.Model`."""
-    single = config.num_importance == 1
-    objective = _elbo_objective(config) if single else _iwae_objective(config)
+    analytic = config.gradient == "analytic"
+    objective = _elbo_objective(config) if analytic else _iwae_objective(config)
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
         del keys, condition  # x = G(z) is the mean of p(x given z)
@@ -226,16 +238,19 @@ def _iwae_objective(config: VAEConfig) -> Any:
         mu, log_var = encode(config, params["vae"], x)
         z = _draws(mu, log_var, eps)
         if config.gradient == "dreg":
+            bound = losses.vae.dreg_iwae
             mu, log_var = jax.lax.stop_gradient((mu, log_var))
+        else:
+            bound = lambda weights_at, z: losses.vae.iwae(weights_at(z))  # noqa: E731
+        terms = {}
 
         def weights_at(z: Array) -> Array:
-            return _log_weights_at(config, params["vae"], x, z, mu, log_var)
+            log_prob, log_ratio = _log_weight_terms(config, params["vae"], x, z, mu, log_var)
+            terms["distortion"] = -jnp.mean(log_prob, axis=0)
+            terms["rate"] = jnp.mean(log_ratio, axis=0)
+            return log_prob - log_ratio
 
-        if config.gradient == "dreg":
-            bound = losses.vae.dreg_iwae(weights_at, z)
-        else:
-            bound = losses.vae.iwae(weights_at(z))
-        return -bound, Aux({})
+        return -bound(weights_at, z), Aux(terms)
 
     return objective
 
@@ -246,17 +261,20 @@ def _draws(mu: Array, log_var: Array, eps: Array) -> Array:
     return draw(mu, log_var, eps)
 
 
-def _log_weights_at(
+def _log_weight_terms(
     config: VAEConfig, params: Any, x: Array, z: Array, mu: Array, log_var: Array
-) -> Array:
-    """log p(x, z) - log N(z; mu, exp(log_var)), `[K, B]` nats, of `z [K, B, L]`."""
+) -> tuple[Array, Array]:
+    """log p(x given z) and log N(z; mu, exp(log_var)) - log P(z) of `z [K, B, L]`.
+
+    Each `[K, B]` nats; their difference is the log importance weight.
+    """
     num, batch, _ = z.shape
     outputs = decode(config, params, z.reshape(num * batch, -1))
     repeated = jnp.broadcast_to(x, (num, *x.shape)).reshape(num * batch, *x.shape[1:])
     log_prob = _log_prob(config, params, repeated, outputs).reshape(num, batch)
     log_normal = jax.vmap(losses.vae.normal_log_prob, (0, None, None))
     zeros = jnp.zeros_like(mu)
-    return log_prob + log_normal(z, zeros, zeros) - log_normal(z, mu, log_var)
+    return log_prob, log_normal(z, mu, log_var) - log_normal(z, zeros, zeros)
 
 
 def _importance_likelihood(
@@ -271,8 +289,8 @@ def _importance_likelihood(
         sample_keys = per_sample(keys, first + jnp.arange(num))
         eps = jax.vmap(lambda k: _noise(k, (config.latent_dim,)))(sample_keys)
         z = _draws(mu, log_var, eps)
-        weights = _log_weights_at(config, params, x, z, mu, log_var)
-        return estimators.add(sums, weights)
+        log_prob, log_ratio = _log_weight_terms(config, params, x, z, mu, log_var)
+        return estimators.add(sums, log_prob - log_ratio)
 
     full, rest = divmod(num_samples, chunk)
     sums = estimators.empty_sums(x.shape[0])
@@ -325,18 +343,19 @@ def _traversed(config: VAEConfig, rows: int = 8, columns: int = 13) -> Any:
 
 
 def _init(config: VAEConfig, key: Array, batch: Batch) -> Any:
-    """Parameters; the decoder starts from the mean image, as Burda et al. 2015 do."""
-    x = batch["x"][:1]
+    """Parameters; both networks start from the mean image, as Burda et al. 2015 do."""
+    x, mean = batch["x"][:1], jnp.mean(batch["x"], axis=0)
     encoder_key, decoder_key = jax.random.split(key)
     z = jnp.zeros((1, config.latent_dim))
     params = {
         "encoder": _encoder(config).init(encoder_key, x)["params"],
         "decoder": _decoder(config).init(decoder_key, z)["params"],
+        "centre": mean,
     }
     if config.likelihood == "gaussian":
         params["log_sigma"] = jnp.log(jnp.float32(config.sigma_value))
     if config.likelihood == "bernoulli" and config.net == "mlp":
-        mean = jnp.clip(jnp.mean(batch["x"], axis=0), 0.01, 0.99)
+        mean = jnp.clip(mean, 0.001, 0.999)
         params["decoder"]["output"]["bias"] = jnp.log(mean / (1.0 - mean)).reshape(-1)
     return params
 

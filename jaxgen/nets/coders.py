@@ -25,7 +25,7 @@ class MLPEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Encodes images whose values lie in [-1, 1]."""
+        """Encodes centred images."""
         h = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             h = ACTIVATIONS[self.activation](nn.Dense(width)(h))
@@ -61,7 +61,7 @@ class ConvEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Encodes images whose values lie in [-1, 1]."""
+        """Encodes centred images."""
         h = nn.Conv(self.width, (3, 3))(x)
         for level in range(self.num_levels):
             for _ in range(self.num_blocks):

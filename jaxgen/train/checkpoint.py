@@ -37,7 +37,13 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 2):
         self._directory = directory.absolute()
         self._keep = keep
-        self._orbax = ocp.StandardCheckpointer()
+        # Folders are made at once: a background failure to make them would be noticed
+        # by Orbax only after its own time-out of many minutes.
+        self._orbax = ocp.StandardCheckpointer(
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=120, create_directories_asynchronously=False
+            )
+        )
         self._sealer: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -52,6 +58,7 @@ class Checkpoints:
         if path.exists():  # left by an interrupted write, or damaged
             shutil.rmtree(path)
         try:
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._orbax.save(path, state)
         except Exception as error:
             raise CheckpointError(_why(path, error)) from error
@@ -66,6 +73,11 @@ class Checkpoints:
         if self._error is not None:
             error, self._error = self._error, None
             raise CheckpointError(str(error)) from error
+
+    def close(self) -> None:
+        """Lets a write in progress end, whatever becomes of it; for the way out."""
+        if self._sealer is not None:
+            self._sealer.join()
 
     def _seal(self, path: Path) -> None:
         try:
@@ -87,6 +99,8 @@ class Checkpoints:
             folders are renamed `<step>.damaged`, so that they are met only once.
         """
         notes = []
+        for leftover in self._directory.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         for step in steps(self._directory):
             path = self._directory / str(step)
             fault = find_fault(path)
@@ -180,5 +194,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _why(path: Path, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    return f"cannot write checkpoint {path}: {first}"
+    """Orbax nests the cause behind colons; the last part is the operating system's."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    cause = lines[0].split(" [os_error_code")[0].split(": ")[-1]
+    return f"cannot write checkpoint {path}: {cause}"

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import optax
 
 from jaxgen import models
@@ -39,7 +40,7 @@ class TrainConfig:
     beta2: float = 0.99
     """Decay of AdamW's second moment."""
     weight_decay: float = 1e-4
-    """Decoupled weight decay, times the learning rate."""
+    """Decoupled decay of the weights (not biases), times the learning rate."""
     clip_norm: float = 0.0
     """Clip the gradient to this global norm; 0 does not."""
     ema_half_life: float = 0.01
@@ -101,11 +102,22 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
         [warmup],
     )
     adamw = optax.adamw(
-        schedule, b1=train.beta1, b2=train.beta2, weight_decay=train.weight_decay
+        schedule,
+        b1=train.beta1,
+        b2=train.beta2,
+        weight_decay=train.weight_decay,
+        mask=_kernels,
     )
     # One structure of the state with and without clipping: a continued run may change it.
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
     return optax.chain(clip, adamw)
+
+
+def _kernels(params: Any) -> Any:
+    """Which parameters decay: weights, not biases, scales or single numbers."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+    )
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ class Feed(NamedTuple):
     """
 
     resident: Any
-    items: Iterator[Any]
+    items: Generator[Any]
     fetch: Callable[[Any, Any], Any]
 
 
@@ -66,16 +66,28 @@ def train(
         NonFiniteError: when a loss or gradient is not finite; the last checkpoint stays.
         checkpoint.CheckpointError: when a checkpoint cannot be written.
     """
-    config = session.config.train
-    checkpoints = checkpoint.Checkpoints(run.checkpoints)
-    state = _initial_state(session, dataset, checkpoints)
-    start = int(state.step)
-    run.keep_metrics_until(start)
-    if start >= config.steps:
-        return Outcome(start, 0, None)
+    with contextlib.closing(checkpoint.Checkpoints(run.checkpoints)) as checkpoints:
+        state = _initial_state(session, dataset, checkpoints)
+        start = int(state.step)
+        run.keep_metrics_until(start)
+        if start >= session.config.train.steps:
+            return Outcome(start, 0, None)
+        return _train_from(state, session, dataset, run, checkpoints, tensorboard=tensorboard)
+
+
+def _train_from(
+    state: update.TrainState,
+    session: Session,
+    dataset: data.Dataset,
+    run: rundir.RunFolder,
+    checkpoints: checkpoint.Checkpoints,
+    *,
+    tensorboard: bool,
+) -> Outcome:
+    config, start = session.config.train, int(state.step)
     feed = make_feed(dataset.train, config.seed, config.batch_size, start, config.steps)
-    first = next(feed.items)
-    step_fn, compile_s = _compile(session, state, feed, first)
+    item = next(feed.items)
+    step_fn, compile_s = _compile(session, state, feed, item)
     writer = _Writer(run, config, state, compile_s, tensorboard=tensorboard)
     draw = Sampler(session)
     if start == 0:
@@ -83,8 +95,11 @@ def train(
         writer.samples(0, draw(state.ema))
     key = jax.random.key(config.seed)
     done = start
-    with _signals() as caught, contextlib.closing(writer):
-        item = first
+    with (
+        _signals() as caught,
+        contextlib.closing(writer),
+        contextlib.closing(feed.items) as items,
+    ):
         for done in range(start + 1, config.steps + 1):
             state, metrics = step_fn(state, feed.resident, item, key)
             writer.add(done, metrics)
@@ -99,10 +114,8 @@ def train(
                 writer.samples(done, draw(state.ema))
             if last:
                 break
-            item = next(feed.items)
+            item = next(items)
         checkpoints.wait()
-    if hasattr(feed.items, "close"):
-        feed.items.close()
     return Outcome(done, done - start, caught[0] if caught and done < config.steps else None)
 
 

@@ -1,0 +1,181 @@
+"""One seed, one result: killed and continued, resident and streamed."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen import data
+from jaxgen.models import vae
+from jaxgen.train import config as configs
+from jaxgen.train import loop, rundir, session
+
+TINY = configs.RunConfig(
+    family="vae",
+    model=vae.VAEConfig(latent_dim=2, hidden=(8,), likelihood="bernoulli"),
+    data=data.DataConfig(name="digits"),
+    train=configs.TrainConfig(
+        steps=12, batch_size=32, checkpoint_every=4, log_every=3, sample_every=6
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.open_dataset(TINY.data)
+
+
+def run_in(path, digits, config=TINY, tensorboard=False):
+    bound = session.bind(session.resolve(config, digits))
+    run = rundir.RunFolder(path)
+    if not run.exists():
+        run.create(bound.config)
+    outcome = loop.train(bound, digits, run, tensorboard=tensorboard)
+    return run, outcome
+
+
+def leaves(path):
+    loaded = session.load(path)
+    target = session.abstract_state(session.bind(loaded.config))
+    from jaxgen.train import checkpoint
+
+    state, _ = checkpoint.restore(
+        loaded.run.checkpoints, checkpoint.abstract(target)
+    )
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """The final state of an uninterrupted run."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    run_in(path, digits)
+    return leaves(path)
+
+
+def test_train_writes_what_scripts_rely_on(tmp_path, digits):
+    run, outcome = run_in(tmp_path / "run", digits)
+    assert outcome == loop.Outcome(12, 12, None)
+    records = run.read_metrics()
+    assert [r["step"] for r in records] == [3, 4, 6, 8, 9, 12]
+    for record in records:
+        total = record["distortion"] + record["rate"]
+        np.testing.assert_allclose(record["loss"], total, rtol=1e-5)
+    assert sorted(p.name for p in run.samples.iterdir()) == [
+        "reals.png",
+        "step_00000000.png",
+        "step_00000006.png",
+        "step_00000012.png",
+    ]
+    assert (run.checkpoints / "12" / "manifest.json").is_file()
+    assert run.read_config().model.shape == (8, 8, 1)
+    again, outcome = run_in(tmp_path / "run", digits)
+    assert outcome.step_count == 0
+    assert again.read_metrics() == records
+
+
+@pytest.mark.parametrize("stop", [2, 7, 11])
+def test_train_continues_bit_for_bit_after_a_crash(
+    tmp_path, digits, whole, monkeypatch, stop
+):
+    real = loop._Writer.add
+
+    def crash(self, step, metrics):
+        if step == stop:
+            raise RuntimeError("power cut")
+        real(self, step, metrics)
+
+    monkeypatch.setattr(loop._Writer, "add", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_in(tmp_path / "cut", digits)
+    monkeypatch.setattr(loop._Writer, "add", real)
+    run, outcome = run_in(tmp_path / "cut", digits)
+    assert outcome.step == 12
+    assert outcome.step_count == 12 - 4 * ((stop - 1) // 4)
+    for a, b in zip(whole, leaves(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [r["step"] for r in run.read_metrics()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 12
+
+
+def test_train_is_the_same_resident_and_streamed(tmp_path, digits, whole):
+    class Remote:
+        """The same examples behind `take` only, as a large set has them."""
+
+        def __init__(self, source):
+            self._source = source
+            self.num_examples, self.shape = source.num_examples, source.shape
+
+        def take(self, indices):
+            return self._source.take(indices)
+
+    remote = digits._replace(train=Remote(digits.train))
+    run_in(tmp_path / "streamed", remote)
+    for a, b in zip(whole, leaves(tmp_path / "streamed"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_train_stops_at_the_first_non_finite_step_and_names_it(tmp_path, digits):
+    config = dataclasses.replace(
+        TINY,
+        train=dataclasses.replace(
+            TINY.train, learning_rate=1e30, warmup=0.0, schedule="constant"
+        ),
+    )
+    with pytest.raises(loop.NonFiniteError) as caught:
+        run_in(tmp_path / "run", digits, config)
+    message = str(caught.value)
+    assert "step 3" in message or "step 2" in message
+    assert "gradient of vae['" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()  # nothing bad was saved
+
+
+def test_check_finite_names_the_term_and_the_parameter():
+    metrics = {
+        "loss/vae": np.float32(np.nan),
+        "rate": np.float32(np.inf),
+        "distortion": np.float32(1.0),
+        "gradient_norms/vae": np.array([1.0, np.nan], np.float32),
+    }
+    paths = {"vae": ["['decoder']['kernel']", "['encoder']['kernel']"]}
+    with pytest.raises(loop.NonFiniteError, match=r"step 7: rate is inf.*vae\['encoder'\]"):
+        loop._check_finite(7, metrics, paths)
+
+
+def test_train_mirrors_to_tensorboard(tmp_path, digits):
+    run, _ = run_in(tmp_path / "run", digits, tensorboard=True)
+    events = list((run.path / "tensorboard").glob("events*"))
+    assert events
+    assert events[0].stat().st_size > 1000
+
+
+def test_make_feed_refuses_a_batch_larger_than_the_set(digits):
+    from jaxgen._checks import UserError
+
+    with pytest.raises(UserError, match="1437|1,437"):
+        loop.make_feed(digits.train, 0, 2000, 0, 1)
+
+
+def test_sampler_does_not_depend_on_how_many(digits):
+    bound = session.bind(session.resolve(TINY, digits))
+    batch = {"x": np.zeros((1, 8, 8, 1), np.float32)}
+    params, _ = bound.model.init(jax.random.key(1), batch)
+    few, many = loop.Sampler(bound, 4)(params), loop.Sampler(bound, 9)(params)
+    assert few.dtype == np.uint8
+    assert np.abs(few.astype(int) - many[:4].astype(int)).max() <= 1
+    assert np.abs(few.astype(int) - few[:1].astype(int)).max() > 0
+
+
+def test_read_metrics_survives_a_torn_last_line(tmp_path):
+    run = rundir.RunFolder(tmp_path)
+    whole = [{"step": step} for step in (3, 4, 6, 8)]
+    run.metrics.write_text("".join(json.dumps(r) + "\n" for r in whole))
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 13, "lo')
+    assert run.read_metrics() == whole
+    run.keep_metrics_until(6)
+    lines = run.metrics.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 4, 6]

@@ -1,0 +1,57 @@
+"""Small models with known answers, as the contract of `jaxgen.models.base` has them."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.models.base import Aux, Model, Player, example_keys
+
+
+def dirac_gan(loss=jax.nn.softplus):
+    """Dirac-GAN (Mescheder et al. 2018): data at 0, fake at theta, D(x) = psi x."""
+
+    def discriminator(params, extra, batch, key, progress):
+        real, fake = params["discriminator"] * batch["x"], _fake(params, batch)
+        return loss(fake) + loss(-real), Aux({})
+
+    def generator(params, extra, batch, key, progress):
+        return loss(-_fake(params, batch)), Aux({})
+
+    def _fake(params, batch):
+        return params["discriminator"] * params["generator"] + 0.0 * batch["x"]
+
+    return Model(
+        init=lambda key, batch: (
+            {"discriminator": jnp.float32(0.3), "generator": jnp.float32(0.7)},
+            (),
+        ),
+        players=(Player("discriminator", discriminator), Player("generator", generator)),
+        prior=lambda keys: jnp.zeros((keys.shape[0], 1)),
+        generate=lambda params, z, keys, condition=None: z + params["generator"],
+    )
+
+
+def noisy_mean(updates_per_step=1):
+    """One parameter fitted to the data's mean under per-example noise."""
+
+    def objective(params, extra, batch, key, progress):
+        noise = jax.vmap(jax.random.normal)(example_keys(key, batch))
+        x = batch["x"].reshape(batch["x"].shape[0], -1).mean(axis=1)
+        squared = jnp.square(x + noise - params["fit"]["mean"])
+        return squared, Aux({"progress": progress, "half": 0.5 * squared}, extra + 1)
+
+    return Model(
+        init=lambda key, batch: ({"fit": {"mean": jnp.float32(0.0)}}, jnp.int32(0)),
+        players=(Player("fit", objective, updates_per_step),),
+        prior=jax.vmap(jax.random.normal),
+        generate=lambda params, z, keys, condition=None: z + params["fit"]["mean"],
+    )
+
+
+def start(model, learning_rate=0.1):
+    """Optimizers (plain gradient descent) and the state before the first update."""
+    from jaxgen.train import update
+
+    optimizers = {p.name: optax.sgd(learning_rate) for p in model.players}
+    batch = {"x": jnp.zeros((4, 1, 1, 1))}
+    return optimizers, update.init_state(model, optimizers, jax.random.key(0), batch)
