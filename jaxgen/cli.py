@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import logging
+import re
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,8 +94,9 @@ def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
 
 def _guarded(command: Any) -> None:
     """Runs a command; every expected failure becomes one line and a status."""
-    # Orbax and TFDS log whole tracebacks of what is then raised and told in one line.
+    # Orbax and TFDS show whole tracebacks of what is then raised and told in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    threading.excepthook = lambda args: None
     try:
         status = command()
     except UserError as error:
@@ -172,18 +175,22 @@ def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
 
 def _one_line(box: str, prog: str) -> str:
     """The message inside tyro's box, with its nearest suggestion."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    lines = [line.strip("│╭╮╰╯| ") for line in box.splitlines()]
     sections: list[list[str]] = [[]]
-    for line in lines[1:]:
-        if set(line) <= set("─"):
+    for line in filter(None, lines):
+        if set(line) <= set("─-") or line.startswith("╭"):
             sections.append([])
         else:
             sections[-1].append(line)
-    message = " ".join(sections[0]).strip().rstrip(".")
-    flags = [word for section in sections[1:] for word in " ".join(section).split()]
-    near = next((flag for flag in flags if flag.startswith("--") and "Perhaps" in flags), None)
-    hint = f"; did you mean {near}?" if near else ""
-    return f"{message}{hint} (all options: {prog} --help)"
+    # A title stands in a section of its own (plain text) or in the frame (unicode).
+    texts = [" ".join(section) for section in sections]
+    message, *rest = texts[1:] if "─" not in box else texts
+    if "─" in box:
+        message = " ".join(sections[0][1:])
+    meant = next((text for text in rest if text.startswith("Perhaps you meant:")), "")
+    near = re.search(r"--[\w-]+", meant)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{message.strip().rstrip('.')}{hint} (all options: {prog} --help)"
 
 
 def _sample(argv: list[str]) -> int:
@@ -206,7 +213,10 @@ def _list(argv: list[str]) -> int:
     from jaxgen import data, models
 
     rows = [("models", {name: f.summary for name, f in models.FAMILIES.items()})]
-    rows.append(("data sets", dict(data.DATASETS)))
+    sets = {name: (make.__doc__ or "").split("\n")[0] for name, make in data.DATASETS.items()}
+    sets["folder:PATH"] = "A folder of images of any size and mode."
+    sets["NAME"] = "Any TFDS set that is prepared under --data-dir, such as mnist."
+    rows.append(("data sets (--data)", sets))
     rows.append(("experiments", _experiments()))
     for title, entries in rows:
         sys.stdout.write(f"{title}\n")

@@ -34,8 +34,10 @@ def train(config: configs.RunConfig, options: Any) -> int:
     run = rundir.RunFolder(options.out or rundir.find_or_name(RUNS, bound.config))
     for note in dataset.notes:
         say(note)
-    bound = _open_run(run, bound)
+    if not run.exists():
+        run.create(bound.config)
     with run.locked():
+        _check_continues(run, bound)
         say(_headline(bound, dataset))
         outcome = loop.train(bound, dataset, run, tensorboard=options.tensorboard)
         if outcome.signal is not None:
@@ -56,6 +58,7 @@ def sample(options: Any) -> int:
     """Draws images from a run; returns the exit status."""
     if options.num < 1:
         raise UserError(f"--num must be at least 1, got {options.num}")
+    rundir.RunFolder(options.run).read_config()
     out = options.out or options.run / "sample.png"
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out must end in .png or .npz, got {out}")
@@ -125,11 +128,8 @@ def _judge(
     return result
 
 
-def _open_run(run: rundir.RunFolder, bound: session.Session) -> session.Session:
-    """Creates the folder, or checks that its run may continue with this config."""
-    if not run.exists():
-        run.create(bound.config)
-        return bound
+def _check_continues(run: rundir.RunFolder, bound: session.Session) -> None:
+    """Refuses another architecture or data order; tells and stores what may change."""
     changes = configs.differences(run.read_config(), bound.config)
     refused = [name for name in changes if not configs.may_change(name)]
     if refused:
@@ -140,7 +140,6 @@ def _open_run(run: rundir.RunFolder, bound: session.Session) -> session.Session:
     if changes:
         run.write_config(bound.config)
     run.write_environment()
-    return bound
 
 
 def _headline(bound: session.Session, dataset: data.Dataset) -> str:

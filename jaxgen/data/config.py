@@ -1,7 +1,9 @@
 """What a run says about its data: plain values that go into config.json and back."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 Transform = Literal["levels", "binarise", "static", "dequantise"]
 TRANSFORMS: tuple[Transform, ...] = ("levels", "binarise", "static", "dequantise")
@@ -11,7 +13,7 @@ TRANSFORMS: tuple[Transform, ...] = ("levels", "binarise", "static", "dequantise
 class DataConfig:
     """Which images, of which size, and how their 256 levels become numbers."""
 
-    name: str = "digits"
+    name: Annotated[str, tyro.conf.arg(name="data")] = "digits"
     """digits, photos, folder:PATH, or a TFDS name such as mnist (name/config too)."""
 
     data_dir: str | None = None

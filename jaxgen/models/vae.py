@@ -127,7 +127,7 @@ def _gradient(config: VAEConfig) -> str:
 def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
     """Mean and log variance of Q(z given x), each `[B, L]`; `x [B, H, W, C]` in [0, 1]."""
     centre = jax.lax.stop_gradient(params["centre"])  # the mean image: not trained
-    return _encoder(config).apply({"params": params["encoder"]}, x - centre)
+    return _encoder(config).apply({"params": params["encoder"]}, x - centre[None])
 
 
 def decode(config: VAEConfig, params: Any, z: Array) -> Array:

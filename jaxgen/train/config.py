@@ -23,7 +23,7 @@ VERSION = 1
 class TrainConfig:
     """How a run is trained; every duration is a fraction of the run."""
 
-    steps: int = 4000
+    steps: int = 1000
     """Updates in the whole run."""
     batch_size: int = 128
     """Examples an update."""

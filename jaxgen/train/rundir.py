@@ -84,10 +84,8 @@ class RunFolder:
             )
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
-        except PermissionError as error:
-            raise UserError(f"no permission to write {self.path}: {error.strerror}") from error
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"{error.filename} is a file, not a folder") from error
+        except OSError as error:
+            raise UserError(f"--out {self.path} cannot be made: {error.strerror}") from error
         self.write_environment()
         self.write_config(config)  # last: a folder with a config is a run
 

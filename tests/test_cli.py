@@ -1,0 +1,315 @@
+"""The doors: what a person types, and what comes back."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgen import cli, data
+
+TINY = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "32"]
+SHORT = [*TINY, "--steps", "12", "--checkpoint-every", "4"]
+
+
+def call(capsys, *argv):
+    """Exit status, standard output and standard error of `jaxgen ARGV`."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+def jaxgen(*argv, **options):
+    """`jaxgen ARGV` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxgen.cli", *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished short run on digits."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "vae", *SHORT, "--out", str(path)])
+    assert not stop.value.code
+    return path
+
+
+def test_train_ends_with_the_run_line_and_leaves_a_whole_folder(tmp_path, capsys):
+    status, out, err = call(capsys, "train", "vae", *SHORT, "--out", tmp_path / "r")
+    assert status == 0
+    assert out.splitlines()[-1] == f"run: {tmp_path / 'r'}"
+    assert "report:" in err
+    assert "nats" in err
+    names = {p.name for p in (tmp_path / "r").iterdir()}
+    assert names >= {"config.json", "environment.json", "metrics.jsonl", "samples"}
+    assert names >= {"checkpoints", "report.html", "evaluation.json"}
+    status, out, err = call(capsys, "train", "vae", *SHORT, "--out", tmp_path / "r")
+    assert status == 0
+    assert "has finished its 12 steps" in err
+    assert out.splitlines()[-1] == f"run: {tmp_path / 'r'}"
+
+
+def test_train_without_out_numbers_runs_and_finds_the_same_one_again(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        _, out, _ = call(capsys, "train", "vae", *SHORT)
+        assert out == "run: runs/00000-vae-digits\n"
+    _, out, _ = call(capsys, "train", "vae", *SHORT, "--seed", "1")
+    assert out == "run: runs/00001-vae-digits\n"
+
+
+def test_train_goes_on_with_more_steps_and_says_what_changed(tmp_path, capsys):
+    call(capsys, "train", "vae", *SHORT, "--out", tmp_path / "r")
+    status, _, err = call(
+        capsys, "train", "vae", *SHORT, "--out", tmp_path / "r", "--steps", "16"
+    )
+    assert status == 0
+    assert "train.steps: 12 -> 16" in err
+    assert "continuing from step 12" in err
+
+
+def test_train_refuses_another_architecture_and_shows_the_difference(run, capsys):
+    before = (run / "config.json").read_bytes()
+    status, _, err = call(
+        capsys, "train", "vae", *SHORT, "--out", run, "--hidden", "9", "--seed", "3"
+    )
+    assert status == 2
+    assert "model.hidden: [8] -> [9]; train.seed: 0 -> 3" in err
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_dry_run_prints_config_parameters_and_shapes_and_writes_nothing(
+    tmp_path, capsys
+):
+    status, out, _ = call(
+        capsys, "train", "vae", *SHORT, "--dry-run", "--out", tmp_path / "r"
+    )
+    assert status == 0
+    assert not (tmp_path / "r").exists()
+    assert '"likelihood": "logistic_mixture"' in out
+    assert "parameters:" in out
+    assert "batch.x" in out
+    assert "[32, 8, 8, 1]" in out
+
+
+def test_sample_depends_on_seed_and_index_only(run, tmp_path, capsys):
+    images = {}
+    for num, seed in ((5, 0), (70, 0), (5, 1)):
+        out = tmp_path / f"{num}-{seed}.npz"
+        status, printed, _ = call(
+            capsys, "sample", run, "--num", num, "--seed", seed, "--out", out
+        )
+        assert status == 0
+        assert printed.strip() == str(out)
+        images[num, seed] = np.load(out, allow_pickle=False)["images"]
+    assert images[70, 0].shape == (70, 8, 8, 1)
+    assert images[70, 0].dtype == np.uint8
+    np.testing.assert_array_equal(images[70, 0][:5], images[5, 0])
+    assert np.any(images[5, 0] != images[5, 1])
+    status, _, _ = call(capsys, "sample", run, "--out", tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (284, 284)
+
+
+def test_evaluate_prints_one_json_object_over_the_whole_test_split(run, capsys):
+    argv = ("evaluate", run, "--num-samples", "3", "--json")
+    status, out, _ = call(capsys, *argv)
+    assert status == 0
+    result = json.loads(out)
+    assert result["num_examples"] == 360
+    for name in ("nll_nats", "bits_per_dim"):
+        assert result[name] > 0
+        assert result[f"{name}_se"] > 0
+        assert result[f"{name}_kind"] == "bound"
+    np.testing.assert_allclose(
+        result["bits_per_dim"], result["nll_nats"] / (64 * np.log(2)), rtol=1e-6
+    )
+    assert 1 <= result["ess_min"] <= result["ess_mean"] <= 3
+    assert json.loads((run / "evaluation.json").read_text()) == result
+    assert json.loads(call(capsys, *argv)[1]) == result
+
+
+def test_evaluate_does_not_depend_on_its_batches(run):
+    from jaxgen.evaluate.likelihood import evaluate_likelihood
+    from jaxgen.train import session
+
+    loaded = session.load(run)
+    test = data.open_dataset(loaded.config.data).test
+    results = [
+        evaluate_likelihood(loaded, test, num_samples=2, batch_size=size)["nll_nats"]
+        for size in (100, 7, 360)
+    ]
+    np.testing.assert_allclose(results, results[0], rtol=1e-6)
+
+
+def test_list_names_models_data_sets_and_experiments(capsys):
+    status, out, _ = call(capsys, "list")
+    assert status == 0
+    for name in ("vae", "digits", "photos", "folder:PATH", "vae_digits.py"):
+        assert name in out
+
+
+def corrupt_image(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    return ["train", "vae", "--data", f"folder:{tmp_path}", "--batch-size", "64"]
+
+
+MISTAKES = {
+    "command": (["trian", "vae"], "did you mean 'train'"),
+    "no command": ([], "usage"),
+    "model": (["train", "vea"], "did you mean 'vae'"),
+    "data set": (["train", "vae", "--data", "digitz"], "did you mean 'digits'"),
+    "option": (["train", "vae", "--stepz", "5"], "did you mean --steps"),
+    "choice": (["train", "vae", "--net", "cnn"], "mlp"),
+    "number": (["train", "vae", "--steps", "many"], "--steps"),
+    "no value": (["train", "vae", "--steps"], "--steps"),
+    "no steps": (["train", "vae", "--steps", "0"], "--steps must be at least 1"),
+    "rate": (["train", "vae", "--learning-rate", "-1"], "--learning-rate"),
+    "batch": (["train", "vae", "--batch-size", "5000"], "1437|1,437"),
+    "channels": (["train", "vae", "--channels", "2"], "channels"),
+    "likelihood": (
+        ["train", "vae", "--likelihood", "gaussian", "--transform", "levels"],
+        "dequantise",
+    ),
+    "data dir": (
+        ["train", "vae", "--data", "mnist", "--data-dir", "/no/such/place"],
+        "/no/such/place",
+    ),
+    "folder": (["train", "vae", "--data", "folder:/no/such"], "/no/such"),
+    "run": (["sample", "/no/such/run"], "no such run folder"),
+    "out": (["sample", "RUN", "--out", "a.gif"], ".png or .npz"),
+    "out folder": (["sample", "RUN", "--out", "/no/such/a.png"], "no such folder"),
+    "num": (["sample", "RUN", "--num", "0"], "--num must be at least 1"),
+    "samples": (["evaluate", "RUN", "--num-samples", "0"], "--num-samples"),
+    "place": (["train", "vae", "--out", "/proc/run"], "/proc/run cannot be made"),
+    "list": (["list", "everything"], "no arguments"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_give_one_clear_line_and_status_2(case, run, capsys):
+    argv, expected = MISTAKES[case]
+    argv = [str(run) if a == "RUN" else a for a in argv]
+    status, out, err = call(capsys, *argv)
+    assert status == 2
+    if case != "no command":
+        lines = err.strip().splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("jaxgen: ")
+        assert any(part in lines[0] for part in expected.split("|")), err
+        assert out == ""
+
+
+def test_folders_that_are_not_runs_are_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    status, _, err = call(capsys, "train", "vae", *SHORT, "--out", tmp_path)
+    assert status == 2
+    assert "no config.json" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    status, _, err = call(capsys, "sample", tmp_path)
+    assert status == 2
+    assert "not a run folder" in err
+    (tmp_path / "config.json").write_text('{"version": 1, "family": "vea"}')
+    status, _, err = call(capsys, "evaluate", tmp_path)
+    assert status == 2
+    assert "did you mean 'vae'" in err
+
+
+def test_empty_folder_and_too_few_images(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    status, _, err = call(capsys, "train", "vae", "--data", f"folder:{tmp_path}/empty")
+    assert (status, len(err.strip().splitlines())) == (2, 1)
+    (tmp_path / "few").mkdir()
+    status, _, err = call(capsys, *corrupt_image(tmp_path / "few"))
+    assert (status, len(err.strip().splitlines())) == (2, 1)
+    assert "64" in err
+
+
+def test_a_damaged_run_says_which_checkpoint(tmp_path, capsys):
+    path = tmp_path / "r"
+    call(capsys, "train", "vae", *SHORT, "--out", path)
+    newest = path / "checkpoints" / "12" / "manifest.json"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"!")
+    status, _, err = call(capsys, "sample", path)
+    assert status == 0
+    assert "checkpoint 12 is not valid" in err
+    status, _, err = call(capsys, "train", "vae", *SHORT, "--out", path)
+    assert status == 0
+    assert "continuing from step 8" in err
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    path = tmp_path / "r"
+    argv = ["train", "vae", *SHORT, "--hidden", "200", "--out", path]
+    first = jaxgen(*argv)
+    first.communicate(timeout=300)
+    assert first.returncode == 0
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    full = jaxgen(*argv, "--steps", "40", preexec_fn=limit)
+    _, err = full.communicate(timeout=300)
+    assert full.returncode == 1, err
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("jaxgen: cannot write checkpoint")
+    assert "File too large" in last
+    again = jaxgen(*argv, "--steps", "40")
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0
+    assert "continuing from step 12" in err
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_signals_finish_the_step_save_and_exit_with_their_status(
+    tmp_path, number, status
+):
+    path = tmp_path / "r"
+    argv = ["train", "vae", *TINY, "--steps", "100000", "--log-every", "10"]
+    process = jaxgen(*argv, "--out", path)
+    deadline = time.monotonic() + 200
+    while not (path / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == status, err
+    assert f"stopped by signal {int(number)}" in err
+    assert out.splitlines()[-1] == f"run: {path}"
+    saved = [int(p.name) for p in (path / "checkpoints").iterdir()]
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    assert max(saved) == json.loads(lines[-1])["step"]
+
+
+def test_two_processes_do_not_train_in_one_folder(run, capsys):
+    import fcntl
+
+    with open(run / "lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, _, err = call(
+            capsys, "train", "vae", *SHORT, "--steps", "20", "--out", run
+        )
+    assert status == 2
+    assert "another process" in err
+    assert '"steps": 12' in (run / "config.json").read_text()
+
