@@ -69,7 +69,12 @@ class EvaluateOptions:
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script; exits with 2 for a user's mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "sample": _sample, "evaluate": _evaluate, "list": _list}
+    commands = {
+        "train": _train,
+        "sample": _sample,
+        "evaluate": _evaluate,
+        "list": _list,
+    }
     _guarded(lambda: _dispatch(commands, argv))
 
 
@@ -165,7 +170,10 @@ def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
     try:
         with contextlib.redirect_stderr(output):
             return tyro.cli(
-                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(cls), args=argv, prog=prog, **extra
+                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(cls),
+                args=argv,
+                prog=prog,
+                **extra,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -213,7 +221,10 @@ def _list(argv: list[str]) -> int:
     from jaxgen import data, models
 
     rows = [("models", {name: f.summary for name, f in models.FAMILIES.items()})]
-    sets = {name: (make.__doc__ or "").split("\n")[0] for name, make in data.DATASETS.items()}
+    sets = {
+        name: (make.__doc__ or "").split("\n")[0]
+        for name, make in data.DATASETS.items()
+    }
     sets["folder:PATH"] = "A folder of images of any size and mode."
     sets["NAME"] = "Any TFDS set that is prepared under --data-dir, such as mnist."
     rows.append(("data sets (--data)", sets))

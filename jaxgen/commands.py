@@ -41,7 +41,9 @@ def train(config: configs.RunConfig, options: Any) -> int:
         say(_headline(bound, dataset))
         outcome = loop.train(bound, dataset, run, tensorboard=options.tensorboard)
         if outcome.signal is not None:
-            say(f"stopped by signal {outcome.signal} at step {outcome.step:,}; checkpoint")
+            say(
+                f"stopped by signal {outcome.signal} at step {outcome.step:,}; checkpoint"
+            )
             say("saved: the same command continues")
             return _end(run, 128 + outcome.signal)
         if outcome.step_count == 0 and run.report.is_file():
@@ -116,7 +118,11 @@ def _judge(
     result: dict[str, Any] = {}
     if loaded.model.log_likelihood is not None:
         result = likelihood.evaluate_likelihood(
-            loaded, dataset.test, num_samples=num_samples, seed=seed, progress=_progress()
+            loaded,
+            dataset.test,
+            num_samples=num_samples,
+            seed=seed,
+            progress=_progress(),
         )
         say(
             f"test: {result['nll_nats']:.3f} +- {result['nll_nats_se']:.3f} nats, "
@@ -134,7 +140,9 @@ def _check_continues(run: rundir.RunFolder, bound: session.Session) -> None:
     refused = [name for name in changes if not configs.may_change(name)]
     if refused:
         shown = "; ".join(f"{n}: {changes[n][0]} -> {changes[n][1]}" for n in refused)
-        raise UserError(f"{run.path} holds a run with another config ({shown}): give another --out")
+        raise UserError(
+            f"{run.path} holds a run with another config ({shown}): give another --out"
+        )
     for name, (old, new) in changes.items():
         say(f"changed since the run began: {name}: {old} -> {new}")
     if changes:
@@ -186,7 +194,9 @@ def _progress() -> Any:
         now = time.monotonic()
         if now - last > 10.0:
             last = now
-            say(f"evaluated {done:,}/{total:,}, {(now - began) / done * (total - done):.0f} s left")
+            say(
+                f"evaluated {done:,}/{total:,}, {(now - began) / done * (total - done):.0f} s left"
+            )
 
     return tell
 

@@ -18,7 +18,7 @@ def target():
     return checkpoint.abstract(jax.eval_shape(lambda: state_at(0)))
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
     for step in (10, 20):
@@ -57,10 +57,14 @@ def test_find_fault_sees_one_flipped_byte_in_any_file(saved):
     assert checkpoint.find_fault(path) is None
 
 
-@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "add", "manifest", "empty"])
+@pytest.mark.parametrize(
+    "harm", ["flip", "truncate", "remove", "add", "manifest", "empty"]
+)
 def test_restore_latest_falls_back_and_says_so(saved, harm):
     path = saved / "20"
-    big = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    big = max(
+        (p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
     content = big.read_bytes()
     if harm == "flip":
         big.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])

@@ -312,4 +312,3 @@ def test_two_processes_do_not_train_in_one_folder(run, capsys):
     assert status == 2
     assert "another process" in err
     assert '"steps": 12' in (run / "config.json").read_text()
-

@@ -41,9 +41,7 @@ def leaves(path):
     target = session.abstract_state(session.bind(loaded.config))
     from jaxgen.train import checkpoint
 
-    state, _ = checkpoint.restore(
-        loaded.run.checkpoints, checkpoint.abstract(target)
-    )
+    state, _ = checkpoint.restore(loaded.run.checkpoints, checkpoint.abstract(target))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
@@ -141,7 +139,9 @@ def test_check_finite_names_the_term_and_the_parameter():
         "gradient_norms/vae": np.array([1.0, np.nan], np.float32),
     }
     paths = {"vae": ["['decoder']['kernel']", "['encoder']['kernel']"]}
-    with pytest.raises(loop.NonFiniteError, match=r"step 7: rate is inf.*vae\['encoder'\]"):
+    with pytest.raises(
+        loop.NonFiniteError, match=r"step 7: rate is inf.*vae\['encoder'\]"
+    ):
         loop._check_finite(7, metrics, paths)
 
 

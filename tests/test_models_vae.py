@@ -71,7 +71,9 @@ def test_patches_are_undone_by_unpatched(size):
     h = jax.random.normal(jax.random.key(0), (2, *size, 3))
     patches = coders._patches(h)
     assert patches.shape == (2, (size[0] + 1) // 2, (size[1] + 1) // 2, 12)
-    np.testing.assert_array_equal(coders._unpatched(patches)[:, : size[0], : size[1]], h)
+    np.testing.assert_array_equal(
+        coders._unpatched(patches)[:, : size[0], : size[1]], h
+    )
 
 
 def test_the_one_layer_network_of_burda_has_its_number_of_parameters():
@@ -88,7 +90,9 @@ def test_the_one_layer_network_of_burda_has_its_number_of_parameters():
 
 def test_init_starts_the_decoder_from_the_mean_image():
     _, model = bound((4, 4, 1), likelihood="bernoulli")
-    x = (jax.random.uniform(jax.random.key(0), (500, 4, 4, 1)) < 0.3).astype(jnp.float32)
+    x = (jax.random.uniform(jax.random.key(0), (500, 4, 4, 1)) < 0.3).astype(
+        jnp.float32
+    )
     params, _ = model.init(jax.random.key(1), {"x": x})
     logits = params["vae"]["decoder"]["output"]["bias"]
     np.testing.assert_allclose(
@@ -217,20 +221,29 @@ def test_optimal_sigma_has_the_profile_value_and_trains_the_stored_sigma():
         ({"likelihood": "bernoulli"}, None, "bernoulli", "binarise"),
     ],
 )
-def test_resolve_fits_likelihood_and_transform(options, transform, likelihood, resolved):
+def test_resolve_fits_likelihood_and_transform(
+    options, transform, likelihood, resolved
+):
     config, got = vae.resolve(vae.VAEConfig(**options), (8, 8, 1), transform)
     assert (config.likelihood, got) == (likelihood, resolved)
     assert vae.resolve(config, (8, 8, 1), got) == (config, got)
 
 
 def test_resolve_refuses_a_distribution_over_other_data():
-    with pytest.raises(UserError, match="--likelihood gaussian.*dequantise, not levels"):
+    with pytest.raises(
+        UserError, match="--likelihood gaussian.*dequantise, not levels"
+    ):
         vae.resolve(vae.VAEConfig(likelihood="gaussian"), (8, 8, 1), "levels")
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"latent_dim": 0}, {"beta": -1.0}, {"beta_warmup": 2.0}, {"num_importance": 5, "beta": 2.0}],
+    [
+        {"latent_dim": 0},
+        {"beta": -1.0},
+        {"beta_warmup": 2.0},
+        {"num_importance": 5, "beta": 2.0},
+    ],
 )
 def test_config_refuses_what_makes_no_sense(options):
     with pytest.raises(UserError, match="--"):
@@ -243,7 +256,9 @@ def test_free_bits_and_warmup_enter_the_loss():
     params, extra = jax.jit(model.init)(jax.random.key(0), {"x": x})
     args = (params, extra, {"x": x}, jax.random.key(1))
     loss, aux = model.players[0].objective(*args, jnp.float32(0.0))
-    np.testing.assert_allclose(loss, aux.metrics["distortion"] + aux.metrics["rate"], rtol=1e-6)
+    np.testing.assert_allclose(
+        loss, aux.metrics["distortion"] + aux.metrics["rate"], rtol=1e-6
+    )
     _, warm = bound(likelihood="bernoulli", beta_warmup=0.5, beta=2.0)
     for progress, beta in ((0.0, 0.0), (0.25, 1.0), (0.9, 2.0)):
         loss, aux = warm.players[0].objective(*args, jnp.float32(progress))

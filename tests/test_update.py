@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toys
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import toys
 from jaxgen.train import update
 
 
@@ -35,7 +35,9 @@ def test_make_update_alternates_players_on_the_dirac_gan(rate):
     radius = lambda f: max(abs(np.linalg.eigvals(jax.jacobian(f)(jnp.zeros(2)))))
     # Alternating steps neither grow nor shrink (h <= 4); simultaneous ones spiral out.
     np.testing.assert_allclose(radius(step), 1.0, atol=1e-6)
-    np.testing.assert_allclose(radius(simultaneous), np.sqrt(1 + rate**2 / 4), rtol=1e-6)
+    np.testing.assert_allclose(
+        radius(simultaneous), np.sqrt(1 + rate**2 / 4), rtol=1e-6
+    )
 
 
 def test_make_update_lets_the_second_player_see_the_first_ones_result():
@@ -101,7 +103,9 @@ def test_make_update_gives_progress_as_a_fraction_of_the_run():
     advance = jax.jit(update.make_update(model, optimizers, num_steps=4))
     seen = []
     for _ in range(4):
-        state, metrics = advance(state, {"x": jnp.ones((2, 1, 1, 1))}, jax.random.key(0))
+        state, metrics = advance(
+            state, {"x": jnp.ones((2, 1, 1, 1))}, jax.random.key(0)
+        )
         seen.append(float(metrics["progress"]))
     assert seen == [0.0, 0.25, 0.5, 0.75]
 
@@ -132,9 +136,7 @@ def test_average_forgets_half_in_a_half_life():
     advance = jax.jit(
         update.make_update(model, optimizers, num_steps=1000, ema_half_life=0.02)
     )
-    state = state._replace(
-        step=jnp.int32(500), ema={"fit": {"mean": jnp.float32(1.0)}}
-    )
+    state = state._replace(step=jnp.int32(500), ema={"fit": {"mean": jnp.float32(1.0)}})
     for _ in range(20):
         state, _ = advance(state, {"x": jnp.ones((2, 1, 1, 1))}, jax.random.key(0))
     np.testing.assert_allclose(state.ema["fit"]["mean"], 0.5, rtol=1e-5)

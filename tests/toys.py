@@ -25,7 +25,10 @@ def dirac_gan(loss=jax.nn.softplus):
             {"discriminator": jnp.float32(0.3), "generator": jnp.float32(0.7)},
             (),
         ),
-        players=(Player("discriminator", discriminator), Player("generator", generator)),
+        players=(
+            Player("discriminator", discriminator),
+            Player("generator", generator),
+        ),
         prior=lambda keys: jnp.zeros((keys.shape[0], 1)),
         generate=lambda params, z, keys, condition=None: z + params["generator"],
     )

@@ -6,7 +6,7 @@ batches, and no loader has a state to save.
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def stream(
     rows: slice | None = None,
     num_threads: int | None = None,
     num_prefetched: int = 8,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """Batches `start_step`, ..., `start_step + num_steps - 1`, read ahead in threads.
 
     Close the iterator (or exhaust it) to end its threads.
@@ -139,7 +139,7 @@ class _Steps:
 
 def _stream(
     steps: _Steps, num_threads: int, num_prefetched: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     import grain
 
     options = grain.ReadOptions(

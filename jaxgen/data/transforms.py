@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen._checks import check_in
-from jaxgen.data.config import TRANSFORMS, Transform
+from jaxgen.data.config import TRANSFORMS
 from jaxgen.data.sources import ArraySource, Source
 
 STATIC_SEED = 20_080_101
@@ -16,7 +16,7 @@ _BLOCK = 4096
 
 
 def prepare(
-    batch: Mapping[str, Any], key: jax.Array, *, transform: Transform
+    batch: Mapping[str, Any], key: jax.Array, *, transform: str | None
 ) -> dict[str, Any]:
     """Turns `batch["x"]` from uint8 to float32; pure, to be called inside the update.
 

@@ -45,7 +45,9 @@ def evaluate_likelihood(
     """
     model = loaded.model
     if model.log_likelihood is None:
-        raise ValueError(f"evaluate: the family {loaded.config.family} has no likelihood")
+        raise ValueError(
+            f"evaluate: the family {loaded.config.family} has no likelihood"
+        )
     log_likelihood = model.log_likelihood
     transform = loaded.config.data.transform
 
@@ -59,24 +61,29 @@ def evaluate_likelihood(
     parts, kind, done = [], "exact", 0
     for raw in data.eval_batches(source, min(batch_size, source.num_examples)):
         real = raw["mask"].astype(bool)
-        batch = {"x": jnp.asarray(raw["x"])}
-        batch["index"] = jnp.arange(done, done + len(real), dtype=jnp.int32)
+        batch = {name: jnp.asarray(raw[name]) for name in ("x", "index")}
         result = evaluate(loaded.params, batch, key)
         kind = result.kind
         columns = (result.nats, result.standard_error, result.ess)
         parts.append([None if c is None else np.asarray(c)[real] for c in columns])
         done += int(real.sum())
         progress(done, source.num_examples)
-    joined = [None if c[0] is None else np.concatenate(c) for c in zip(*parts, strict=True)]
+    joined = [
+        None if c[0] is None else np.concatenate(c) for c in zip(*parts, strict=True)
+    ]
     return _summary(loaded, joined, kind, num_samples)
 
 
-def _summary(loaded: Loaded, columns: Any, kind: str, num_samples: int) -> dict[str, Any]:
+def _summary(
+    loaded: Loaded, columns: Any, kind: str, num_samples: int
+) -> dict[str, Any]:
     nats, standard_error, ess = columns
     nats = np.asarray(nats, np.float64)
     if not np.all(np.isfinite(nats)):
         count = int(np.sum(~np.isfinite(nats)))
-        raise FloatingPointError(f"evaluate: {count} of {len(nats)} likelihoods are not finite")
+        raise FloatingPointError(
+            f"evaluate: {count} of {len(nats)} likelihoods are not finite"
+        )
     mean, error = -nats.mean(), nats.std(ddof=1) / np.sqrt(len(nats))
     dims = int(np.prod(loaded.config.model.shape))
     bits = functools.partial(

@@ -8,16 +8,13 @@ References:
     arXiv:1509.00519. Rybkin et al. 2021 (optimal sigma), arXiv:2006.13202.
 """
 
-import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jax import Array
 
 from jaxgen import estimators, likelihoods, losses
-from jaxgen._checks import UserError
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -27,101 +24,21 @@ from jaxgen.models.base import (
     example_keys,
     normal_prior,
 )
+from jaxgen.models.vae_config import VAEConfig, resolve
 from jaxgen.nets import coders
 
-TRANSFORM_OF = {
-    "bernoulli": "binarise",
-    "gaussian": "dequantise",
-    "logistic_mixture": "levels",
-}
+__all__ = [
+    "VAEConfig",
+    "decode",
+    "elbo",
+    "encode",
+    "likelihood",
+    "log_weights",
+    "make_vae",
+    "resolve",
+]
 
 ROWS = 4096  # decoder evaluations at once in importance sampling
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VAEConfig:
-    """Options of the VAE; None leaves the choice to the data."""
-
-    latent_dim: int = 16
-    """Size of z."""
-    net: Literal["mlp", "conv"] | None = None
-    """Dense layers, or residual convolutions; by default dense up to 1024 numbers an image."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the dense layers, encoder and decoder alike."""
-    activation: Literal["tanh", "silu", "relu"] = "silu"
-    """Nonlinearity of the dense layers."""
-    width: int = 32
-    """Channels of the first convolutional level; doubled at each level."""
-    levels: int = 3
-    """Convolutional levels; the image is halved between them."""
-    blocks: int = 1
-    """Residual blocks a level."""
-    likelihood: Literal["bernoulli", "gaussian", "logistic_mixture"] | None = None
-    """p(x given z): binary, continuous, or 256 levels; by default what fits --transform."""
-    mixture: int = 5
-    """Components of the logistic mixture."""
-    sigma: Literal["learned", "optimal", "fixed"] = "optimal"
-    """Scale of the Gaussian: trained, the batch's root mean square error, or --sigma-value."""
-    sigma_value: float = 0.1
-    """Scale where it is fixed, and where a trained one starts."""
-    beta: float = 1.0
-    """Weight of the KL term; 1 is the evidence lower bound."""
-    beta_warmup: float = 0.0
-    """Fraction of the run in which beta rises from 0."""
-    free_bits: float = 0.0
-    """Nats of KL that each latent variable has for free."""
-    num_importance: int = 1
-    """Samples K of the importance weighted bound in training; 1 is the ELBO."""
-    gradient: Literal["analytic", "dreg", "plain"] | None = None
-    """analytic KL (K = 1 only, its default); importance weights, the encoder's gradient
-    doubly reparameterised (default above 1; at 1 "sticking the landing") or plain."""
-    shape: Annotated[tuple[int, int, int] | None, tyro.conf.Suppress] = None
-
-    def __post_init__(self):
-        for name in ("latent_dim", "width", "levels", "blocks", "mixture", "num_importance"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must be at least 1, got {getattr(self, name)}")
-        if self.sigma_value <= 0 or self.beta < 0 or self.free_bits < 0:
-            raise UserError("--sigma-value must be positive, --beta and --free-bits >= 0")
-        if not 0 <= self.beta_warmup <= 1:
-            raise UserError(f"--beta-warmup is a fraction in [0, 1], got {self.beta_warmup}")
-        if self.gradient == "analytic" and self.num_importance > 1:
-            raise UserError("--gradient analytic is for --num-importance 1: use dreg")
-        weighted = self.beta != 1 or self.beta_warmup > 0 or self.free_bits > 0
-        if _gradient(self) != "analytic" and weighted:
-            raise UserError(
-                "importance weights (--num-importance above 1, --gradient dreg or plain) "
-                "have no separate KL term: leave --beta at 1 and --beta-warmup and "
-                "--free-bits at 0"
-            )
-
-
-def resolve(
-    config: VAEConfig, shape: tuple[int, int, int], transform: str | None
-) -> tuple[VAEConfig, str]:
-    """Fills what was left to the data, and refuses what does not fit together."""
-    likelihood = config.likelihood
-    if likelihood is None:
-        fitting = {"binarise": "bernoulli", "static": "bernoulli", "dequantise": "gaussian"}
-        likelihood = fitting.get(transform or "", "logistic_mixture")
-    transform = TRANSFORM_OF[likelihood] if transform is None else transform
-    wanted = {TRANSFORM_OF[likelihood]} | ({"static"} if likelihood == "bernoulli" else set())
-    if transform not in wanted:
-        raise UserError(
-            f"--likelihood {likelihood} is a distribution over data made by --transform "
-            f"{' or '.join(sorted(wanted))}, not {transform}"
-        )
-    small = shape[0] * shape[1] * shape[2] <= 1024
-    net = config.net or ("mlp" if small else "conv")
-    resolved = dataclasses.replace(
-        config, likelihood=likelihood, net=net, gradient=_gradient(config), shape=shape
-    )
-    return resolved, transform
-
-
-def _gradient(config: VAEConfig) -> str:
-    return config.gradient or ("analytic" if config.num_importance == 1 else "dreg")
 
 
 def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
@@ -142,7 +59,7 @@ def likelihood(config: VAEConfig) -> likelihoods.Likelihood:
     """The distribution whose parameters `decode` gives."""
     if config.likelihood == "logistic_mixture":
         return likelihoods.logistic_mixture(num_components=config.mixture)
-    return likelihoods.LIKELIHOODS[config.likelihood]()
+    return likelihoods.LIKELIHOODS[str(config.likelihood)]()
 
 
 def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> tuple[Array, Array]:
@@ -165,7 +82,7 @@ def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> tuple[Array, A
 
 
 def log_weights(config: VAEConfig, params: Any, x: Array, eps: Array) -> Array:
-    """log p(x, z) - log Q(z given x) of K samples, `[K, B]` nats; `eps [K, B, L]`."""
+    """Log p(x, z) - log Q(z given x) of K samples, `[K, B]` nats; `eps [K, B, L]`."""
     mu, log_var = encode(config, params, x)
     z = _draws(mu, log_var, eps)
     log_prob, log_ratio = _log_weight_terms(config, params, x, z, mu, log_var)
@@ -181,7 +98,9 @@ def make_vae(config: VAEConfig) -> Model:
         del keys, condition  # x = G(z) is the mean of p(x given z)
         return likelihood(config).mean(decode(config, params["vae"], z))
 
-    def encode_sample(params: Any, x: Array, keys: Array, condition: Any = None) -> Array:
+    def encode_sample(
+        params: Any, x: Array, keys: Array, condition: Any = None
+    ) -> Array:
         del condition
         mu, log_var = encode(config, params["vae"], x)
         eps = _noise(keys, (config.latent_dim,))
@@ -198,9 +117,18 @@ def make_vae(config: VAEConfig) -> Model:
         ),
         density=likelihood(config).density,
         views=(
-            ("reconstructions (data above, mean of p(x|z) at z = mu below)", _rebuilt(config)),
-            ("interpolations between the encodings of two images", _interpolated(config)),
-            ("traversals of the most used latent variables, -3 to 3", _traversed(config)),
+            (
+                "reconstructions (data above, mean of p(x|z) at z = mu below)",
+                _rebuilt(config),
+            ),
+            (
+                "interpolations between the encodings of two images",
+                _interpolated(config),
+            ),
+            (
+                "traversals of the most used latent variables, -3 to 3",
+                _traversed(config),
+            ),
         ),
     )
 
@@ -245,7 +173,9 @@ def _iwae_objective(config: VAEConfig) -> Any:
         terms = {}
 
         def weights_at(z: Array) -> Array:
-            log_prob, log_ratio = _log_weight_terms(config, params["vae"], x, z, mu, log_var)
+            log_prob, log_ratio = _log_weight_terms(
+                config, params["vae"], x, z, mu, log_var
+            )
             terms["distortion"] = -jnp.mean(log_prob, axis=0)
             terms["rate"] = jnp.mean(log_ratio, axis=0)
             return log_prob - log_ratio
@@ -264,7 +194,7 @@ def _draws(mu: Array, log_var: Array, eps: Array) -> Array:
 def _log_weight_terms(
     config: VAEConfig, params: Any, x: Array, z: Array, mu: Array, log_var: Array
 ) -> tuple[Array, Array]:
-    """log p(x given z) and log N(z; mu, exp(log_var)) - log P(z) of `z [K, B, L]`.
+    """Log p(x given z) and log N(z; mu, exp(log_var)) - log P(z) of `z [K, B, L]`.
 
     Each `[K, B]` nats; their difference is the log importance weight.
     """
@@ -295,7 +225,9 @@ def _importance_likelihood(
     full, rest = divmod(num_samples, chunk)
     sums = estimators.empty_sums(x.shape[0])
     sums, _ = jax.lax.scan(
-        lambda sums, first: (add(sums, first, chunk), None), sums, jnp.arange(full) * chunk
+        lambda sums, first: (add(sums, first, chunk), None),
+        sums,
+        jnp.arange(full) * chunk,
     )
     if rest:
         sums = add(sums, full * chunk, rest)
@@ -363,7 +295,7 @@ def _init(config: VAEConfig, key: Array, batch: Batch) -> Any:
 def _log_prob(
     config: VAEConfig, params: Any, x: Array, outputs: Array, batch: Batch | None = None
 ) -> Array:
-    """log p(x given z), `[B]` nats; the batch is given where sigma may be fitted to it."""
+    """Log p(x given z), `[B]` nats; the batch is given where sigma may be fitted to it."""
     if config.likelihood == "gaussian":
         mu, log_sigma = likelihood(config).mean(outputs), params["log_sigma"]
         if config.sigma == "fixed":
@@ -374,7 +306,9 @@ def _log_prob(
     return likelihood(config).log_prob(x, outputs)
 
 
-def _optimal_log_prob(x: Array, mu: Array, log_sigma: Array, mask: Array | None) -> Array:
+def _optimal_log_prob(
+    x: Array, mu: Array, log_sigma: Array, mask: Array | None
+) -> Array:
     """The Gaussian's value and gradient at the batch's best sigma.
 
     The parameter log_sigma, which evaluation uses, is trained by the same likelihood
@@ -398,10 +332,14 @@ def _noise(keys: Array, shape: tuple[int, ...]) -> Array:
 def _encoder(config: VAEConfig) -> Any:
     if config.net == "mlp":
         return coders.MLPEncoder(config.hidden, config.latent_dim, config.activation)
-    return coders.ConvEncoder(config.width, config.levels, config.blocks, config.latent_dim)
+    return coders.ConvEncoder(
+        config.width, config.levels, config.blocks, config.latent_dim
+    )
 
 
 def _decoder(config: VAEConfig) -> Any:
+    if config.shape is None:
+        raise ValueError("vae: config.shape is None: call resolve(config, shape, ...)")
     height, width, channels = config.shape
     if config.likelihood == "gaussian":
         num_channels = channels

@@ -85,7 +85,7 @@ class ConvDecoder(nn.Module):
         """Decodes latents to the parameters of a likelihood."""
         sizes = [self.size]
         for _ in range(self.num_levels - 1):
-            sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
+            sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
         channels = self.width * 2 ** (self.num_levels - 1)
         height, width = sizes[-1]
         h = nn.Dense(height * width * channels)(z)

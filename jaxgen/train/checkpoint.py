@@ -106,7 +106,9 @@ class Checkpoints:
             fault = find_fault(path)
             if fault is None:
                 return self._orbax.restore(path, abstract_state), notes
-            notes.append(f"checkpoint {step} is not valid ({fault}); looking for an older")
+            notes.append(
+                f"checkpoint {step} is not valid ({fault}); looking for an older"
+            )
             _set_aside(path)
         return None, notes
 
@@ -134,7 +136,9 @@ def steps(directory: Path) -> list[int]:
     """Steps that have a folder, newest first; none says it is valid."""
     if not directory.is_dir():
         return []
-    return sorted((int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True)
+    return sorted(
+        (int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True
+    )
 
 
 def write_manifest(path: Path) -> None:

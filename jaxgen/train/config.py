@@ -56,10 +56,14 @@ class TrainConfig:
         _require(self.steps >= 1, "steps", self.steps, "at least 1")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in 0 .. 2^31 - 1")
-        _require(self.learning_rate > 0, "learning-rate", self.learning_rate, "positive")
+        _require(
+            self.learning_rate > 0, "learning-rate", self.learning_rate, "positive"
+        )
         for name in ("warmup", "ema_half_life"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, name.replace("_", "-"), value, "a fraction in [0, 1]")
+            _require(
+                0 <= value <= 1, name.replace("_", "-"), value, "a fraction in [0, 1]"
+            )
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, name, value, "in [0, 1)")
@@ -109,7 +113,11 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
         mask=_kernels,
     )
     # One structure of the state with and without clipping: a continued run may change it.
-    clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
+    clip = (
+        optax.clip_by_global_norm(train.clip_norm)
+        if train.clip_norm
+        else optax.identity()
+    )
     return optax.chain(clip, adamw)
 
 
@@ -144,7 +152,9 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     for name in values:
         if name not in (*parts, "family"):
             raise UserError(f"config: {unknown('key', name, (*parts, 'family'))}")
-    built = {name: _build(cls, values.get(name, {}), name) for name, cls in parts.items()}
+    built = {
+        name: _build(cls, values.get(name, {}), name) for name, cls in parts.items()
+    }
     return RunConfig(family=family, **built)
 
 
@@ -204,7 +214,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         items = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(items) == len(value):
-            return tuple(_coerce(i, v, where) for i, v in zip(items, value, strict=True))
+            return tuple(
+                _coerce(i, v, where) for i, v in zip(items, value, strict=True)
+            )
     if hint is float and type(value) is int:
         return float(value)
     if isinstance(hint, type) and origin is None and type(value) is hint:

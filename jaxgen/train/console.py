@@ -45,7 +45,9 @@ class Meter:
             )
             self._bar.start()
 
-    def show(self, step: int, loss: float, images_per_s: float, steps_per_s: float) -> None:
+    def show(
+        self, step: int, loss: float, images_per_s: float, steps_per_s: float
+    ) -> None:
         """Tells of the interval that ended at `step`."""
         eta = (self._steps - step) / steps_per_s if steps_per_s else math.nan
         if self._bar is not None:

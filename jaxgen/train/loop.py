@@ -72,7 +72,9 @@ def train(
         run.keep_metrics_until(start)
         if start >= session.config.train.steps:
             return Outcome(start, 0, None)
-        return _train_from(state, session, dataset, run, checkpoints, tensorboard=tensorboard)
+        return _train_from(
+            state, session, dataset, run, checkpoints, tensorboard=tensorboard
+        )
 
 
 def _train_from(
@@ -116,7 +118,9 @@ def _train_from(
                 break
             item = next(items)
         checkpoints.wait()
-    return Outcome(done, done - start, caught[0] if caught and done < config.steps else None)
+    return Outcome(
+        done, done - start, caught[0] if caught and done < config.steps else None
+    )
 
 
 def make_feed(
@@ -132,7 +136,11 @@ def make_feed(
         items = (indices(seed, step).astype(np.int32) for step in range(start, steps))
         return Feed(resident, items, lambda r, i: {name: a[i] for name, a in r.items()})
     batches = data.stream(
-        source, seed=seed, batch_size=batch_size, start_step=start, num_steps=steps - start
+        source,
+        seed=seed,
+        batch_size=batch_size,
+        start_step=start,
+        num_steps=steps - start,
     )
     return Feed((), batches, lambda _, batch: batch)
 
@@ -251,7 +259,10 @@ class _Writer:
         record = {
             "step": step,
             "loss": sum(losses),
-            **{name.replace("gradient_norms/", "gradient_norm/"): v for name, v in terms.items()},
+            **{
+                name.replace("gradient_norms/", "gradient_norm/"): v
+                for name, v in terms.items()
+            },
             "images_per_s": steps_per_s * self._config.batch_size,
             "train_s": self._train_s,
         }
@@ -280,7 +291,9 @@ class _Writer:
             self._board.close()
 
 
-def _check_finite(step: int, metrics: dict[str, Any], paths: dict[str, list[str]]) -> None:
+def _check_finite(
+    step: int, metrics: dict[str, Any], paths: dict[str, list[str]]
+) -> None:
     """Raises NonFiniteError for the first metric that is not finite."""
     bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
     if not bad:
@@ -295,7 +308,11 @@ def _check_finite(step: int, metrics: dict[str, Any], paths: dict[str, list[str]
     ]
     what = (terms or losses or ["the gradient"])[0]
     value = metrics.get(what, np.nan)
-    where = f"gradient of {leaves[0]} and {len(leaves) - 1} more" if leaves else "no gradient"
+    where = (
+        f"gradient of {leaves[0]} and {len(leaves) - 1} more"
+        if leaves
+        else "no gradient"
+    )
     raise NonFiniteError(
         f"step {step}: {what} is {float(np.ravel(value)[0])}; not finite: {where}. "
         "Lower --learning-rate or set --clip-norm; the same command continues from the "
@@ -303,12 +320,16 @@ def _check_finite(step: int, metrics: dict[str, Any], paths: dict[str, list[str]
     )
 
 
-def _write_reals(dataset: data.Dataset, session: Session, run: rundir.RunFolder) -> None:
+def _write_reals(
+    dataset: data.Dataset, session: Session, run: rundir.RunFolder
+) -> None:
     num = min(NUM_SAMPLES, dataset.train.num_examples)
     raw = dataset.train.take(np.arange(num))["x"]
     batch = {"x": jnp.asarray(raw)}
     transform = session.config.data.transform
-    x = data.prepare(batch, jax.random.key(session.config.train.seed), transform=transform)["x"]
+    x = data.prepare(
+        batch, jax.random.key(session.config.train.seed), transform=transform
+    )["x"]
     picture = pictures.grid(pictures.to_uint8(np.asarray(x)))
     rundir.write_bytes(run.samples / "reals.png", pictures.png(picture, min_side=256))
 

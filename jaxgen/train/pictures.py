@@ -8,29 +8,34 @@ from PIL import Image
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
     """Images in [0, 1] to the nearest of 256 levels."""
-    return np.round(np.clip(np.asarray(x, np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
+    return np.round(np.clip(np.asarray(x, np.float32), 0.0, 1.0) * 255.0).astype(
+        np.uint8
+    )
 
 
-def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 1) -> np.ndarray:
+def grid(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
     """Tiles uint8 images `[N, H, W, C]` or `[rows, columns, H, W, C]` into one picture.
 
     Args:
-        images: What is tiled, row by row.
-        columns: Images a row of an `[N, ...]` stack; by default a near-square.
+        images: What is tiled, row by row; a stack of N as a near-square.
         gap: Pixels of mid-grey between the images.
 
     Returns:
         `[height, width, C]` uint8.
     """
     if images.ndim == 4:
-        columns = columns or int(np.ceil(np.sqrt(len(images))))
+        columns = int(np.ceil(np.sqrt(len(images))))
         rows = -(-len(images) // columns)
-        blank = np.full((rows * columns - len(images), *images.shape[1:]), 128, np.uint8)
+        blank = np.full(
+            (rows * columns - len(images), *images.shape[1:]), 128, np.uint8
+        )
         images = np.concatenate([images, blank])
         images = images.reshape(rows, columns, *images.shape[1:])
     rows, columns, height, width, channels = images.shape
     canvas = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 128, np.uint8
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels),
+        128,
+        np.uint8,
     )
     for r in range(rows):
         for c in range(columns):

@@ -1,11 +1,11 @@
 """A run is a folder: everything a later command needs, and nothing else.
 
-    config.json          rebuilds the model, the data and the training
-    environment.json     what it ran on
-    metrics.jsonl        one JSON object a line, the truth that other trackers mirror
-    samples/step_*.png   the same latents at every step; reals.png beside
-    checkpoints/<step>/  verified before they are trusted
-    evaluation.json, report.html
+config.json          rebuilds the model, the data and the training
+environment.json     what it ran on
+metrics.jsonl        one JSON object a line, the truth that other trackers mirror
+samples/step_*.png   the same latents at every step; reals.png beside
+checkpoints/<step>/  verified before they are trusted
+evaluation.json, report.html
 """
 
 import contextlib
@@ -85,7 +85,9 @@ class RunFolder:
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out {self.path} cannot be made: {error.strerror}") from error
+            raise UserError(
+                f"--out {self.path} cannot be made: {error.strerror}"
+            ) from error
         self.write_environment()
         self.write_config(config)  # last: a folder with a config is a run
 
@@ -135,7 +137,9 @@ def find_or_name(root: Path, config: configs.RunConfig) -> Path:
                 numbered[int(head)] = path
     for number in sorted(numbered, reverse=True):
         with contextlib.suppress(UserError):
-            if not configs.differences(RunFolder(numbered[number]).read_config(), config):
+            if not configs.differences(
+                RunFolder(numbered[number]).read_config(), config
+            ):
                 return numbered[number]
     data = "".join(c if c.isalnum() or c in "-_" else "-" for c in config.data.name)
     number = max(numbered, default=-1) + 1

@@ -39,7 +39,9 @@ class Loaded(NamedTuple):
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Fills what the config left to the data."""
     family = models.FAMILIES[config.family]
-    model, transform = family.resolve(config.model, dataset.shape, config.data.transform)
+    model, transform = family.resolve(
+        config.model, dataset.shape, config.data.transform
+    )
     data = dataclasses.replace(config.data, transform=transform)
     return dataclasses.replace(config, model=model, data=data)
 
@@ -78,6 +80,4 @@ def load(path: Path) -> Loaded:
         state, notes = checkpoint.restore(run.checkpoints, target)
     except checkpoint.CheckpointError as error:
         raise UserError(str(error)) from error
-    return Loaded(
-        run, session.config, session.model, state.ema, int(state.step), notes
-    )
+    return Loaded(run, session.config, session.model, state.ema, int(state.step), notes)

@@ -59,7 +59,9 @@ def init_state(
         params=params,
         # A copy: the state is donated, and no buffer may be donated twice.
         ema=jax.tree.map(jnp.copy, params),
-        opt_state={p.name: optimizers[p.name].init(params[p.name]) for p in model.players},
+        opt_state={
+            p.name: optimizers[p.name].init(params[p.name]) for p in model.players
+        },
         extra=extra,
     )
 
@@ -88,7 +90,9 @@ def make_update(
         means over the unmasked examples, in nats; `gradient_norms/<player>` is `[L]`,
         one norm per leaf of the player's parameters, before clipping.
     """
-    decay = 0.5 ** (1.0 / max(ema_half_life * num_steps, 1e-9)) if ema_half_life else 0.0
+    decay = (
+        0.5 ** (1.0 / max(ema_half_life * num_steps, 1e-9)) if ema_half_life else 0.0
+    )
 
     def update(
         state: TrainState, batch: Batch, key: Array

@@ -1,0 +1,138 @@
+"""Every registered family keeps the whole contract: no skip list."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import models
+from jaxgen._checks import UserError
+from jaxgen.data import DataConfig
+from jaxgen.models.base import indexed_keys
+from jaxgen.train import config as configs
+from jaxgen.train import session, update
+
+SHAPE = (8, 8, 1)
+
+
+def bound(family, **train):
+    cls = models.FAMILIES[family].config_class
+    model, transform = models.FAMILIES[family].resolve(cls(), SHAPE, None)
+    config = configs.RunConfig(
+        family=family,
+        model=model,
+        data=DataConfig(transform=transform),
+        train=configs.TrainConfig(steps=4, batch_size=4, **train),
+    )
+    return session.bind(config)
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_family_goes_from_init_to_views(family):
+    made = bound(family, clip_norm=1.0)
+    model = made.model
+    x = jax.random.uniform(jax.random.key(0), (8, *SHAPE)).round(1)
+    state = jax.jit(
+        lambda key: update.init_state(model, made.optimizers, key, {"x": x})
+    )(jax.random.key(1))
+    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    expected = jax.tree.map(lambda a: (a.shape, a.dtype), session.abstract_state(made))
+    assert shapes == expected
+    advance = jax.jit(update.make_update(model, made.optimizers, num_steps=4))
+    traces = advance._cache_size
+    for _ in range(3):
+        state, metrics = advance(state, {"x": x}, jax.random.key(2))
+    assert traces() == 1
+    assert int(state.step) == 3
+    for player in model.players:
+        assert np.isfinite(metrics[f"loss/{player.name}"])
+    keys = indexed_keys(jax.random.key(3), jnp.arange(5))
+    z = model.prior(keys)
+    images = jax.jit(model.generate)(state.ema, z, keys)
+    assert images.shape == (5, *SHAPE)
+    np.testing.assert_allclose(model.prior(keys[3:]), z[3:], rtol=1e-6)
+    if model.encode is not None:
+        encoded = jax.jit(model.encode)(state.ema, x[:5], keys)
+        assert encoded.shape == z.shape
+    if model.log_likelihood is not None:
+        result = model.log_likelihood(state.ema, x[:5], keys, num_samples=2)
+        assert result.nats.shape == (5,)
+        assert result.kind in ("exact", "bound", "estimate")
+    for caption, view in model.views:
+        assert caption
+        assert view(state.ema, x).ndim == 5
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_config_round_trips_through_json(family):
+    config = bound(family).config
+    text = json.dumps(configs.to_dict(config))
+    assert configs.from_dict(json.loads(text)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(familly="vae"), "did you mean 'family'"),
+        (lambda c: c["train"].update(step=3), "did you mean 'steps'"),
+        (lambda c: c["model"].update(latent_dims=3), "did you mean 'latent_dim'"),
+        (lambda c: c["train"].update(steps="3"), "train.steps must be"),
+        (lambda c: c["train"].update(steps=True), "train.steps must be"),
+        (lambda c: c["model"].update(net="os.system"), "model.net must be"),
+        (lambda c: c["model"].update(shape=[8, 8]), "model.shape must be"),
+        (lambda c: c.update(version=2), "version 2"),
+        (lambda c: c.update(family="os.system"), "unknown family"),
+        (lambda c: c.update(train=[1]), "train must be an object"),
+        (lambda c: c["train"].update(steps=0), "at least 1"),
+    ],
+)
+def test_from_dict_refuses_what_it_does_not_know(change, message):
+    values = json.loads(json.dumps(configs.to_dict(bound("vae").config)))
+    change(values)
+    with pytest.raises(UserError, match=message):
+        configs.from_dict(values)
+
+
+def test_every_config_field_is_json_and_documented_for_the_command_line(capsys):
+    from jaxgen import cli
+
+    for family in models.FAMILIES:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", family, "--help"])
+        assert not stop.value.code
+        text = capsys.readouterr().out
+        cls = models.FAMILIES[family].config_class
+        for field in dataclasses.fields(cls):
+            flag = f"--{field.name.replace('_', '-')}"
+            assert (flag in text) == (field.name != "shape")
+
+
+def test_differences_name_the_part_and_the_key():
+    old, new = bound("vae").config, bound("vae", learning_rate=0.5).config
+    assert configs.differences(old, new) == {"train.learning_rate": (2e-3, 0.5)}
+    assert configs.may_change("train.learning_rate")
+    assert not configs.may_change("model.hidden")
+    assert not configs.may_change("train.seed")
+
+
+def test_make_optimizer_follows_its_schedule_and_spares_biases():
+    params = {"layer": {"kernel": jnp.ones(()), "bias": jnp.ones(())}}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    train = configs.TrainConfig(
+        steps=100, learning_rate=0.1, warmup=0.1, weight_decay=0.5
+    )
+    optimizer = configs.make_optimizer(train)
+    opt_state = optimizer.init(params)
+    steps = []
+    for _ in range(100):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        assert float(updates["layer"]["bias"]) == 0.0
+        steps.append(-float(updates["layer"]["kernel"]) / 0.5)
+    assert steps[0] == 0.0
+    np.testing.assert_allclose(steps[5], 0.05, rtol=1e-5)
+    np.testing.assert_allclose(max(steps), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(steps[55], 0.05, rtol=1e-4)
+    assert steps[99] < 1e-4

@@ -1,0 +1,63 @@
+"""What the README shows is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgen import cli
+from jaxgen import commands as jaxgen_commands
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+FAST = {"--steps": "2", "--num-samples": "2"}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_snippets_run(capsys):
+    assert blocks("python")
+    for code in blocks("python"):
+        assert len(code.strip().splitlines()) <= 16
+        exec(compile(code, "README.md", "exec"), {})  # our own file
+    assert capsys.readouterr().out == "(2, 4)\n"
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("jaxgen ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxgen_commands, "QUICK_SAMPLES", 1)
+    photos = tmp_path / "PHOTOS"
+    photos.mkdir()
+    for i in range(40):
+        pixels = np.full((40, 50, 3), i, np.uint8)
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    words = shlex.split(line.split("#")[0])[1:]
+    if "mnist" in words and mnist_dir is None:
+        print("no MNIST here: digits instead")
+        words[words.index("mnist")] = "digits"
+    words = [str(mnist_dir or tmp_path) if w == "DIR" else w for w in words]
+    for flag, value in FAST.items():
+        if flag in words:
+            words[words.index(flag) + 1] = value
+    tiny = ["--steps", "2", "--batch-size", "16", "--hidden", "8", "--width", "4"]
+    tiny += ["--levels", "2", "--mixture", "1"]
+    if words[0] == "train" and "--help" not in words:
+        words += [
+            w for w in tiny if "--steps" not in words or w not in ("--steps", "2")
+        ]
+    if "RUN" in words:
+        with pytest.raises(SystemExit):
+            cli.main(["train", "vae", *tiny, "--out", "RUN"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert not stop.value.code, capsys.readouterr().err
