@@ -3,7 +3,9 @@
 Every message has one form: *function: argument, what came, what was expected, the fix*.
 """
 
+import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,6 +65,15 @@ def check_positive(function: str, **numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0:
             raise ValueError(f"{function}: {name} must be positive, got {number}.")
+
+
+def check_finite_options(config: Any) -> None:
+    """Raises UserError for a number among a dataclass's options that is not finite."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            flag = field.name.replace("_", "-")
+            raise UserError(f"--{flag} must be a finite number, got {value}")
 
 
 def unknown(kind: str, value: Any, choices: Iterable[Any]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import re
 import sys
 import threading
@@ -109,9 +110,16 @@ def _guarded(command: Any) -> None:
     except KeyboardInterrupt:
         status = _fail("interrupted", 130)
     except BrokenPipeError:
-        status = 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     except (RunError, OSError) as error:
         status = _fail(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(
+            error
+        ):
+            raise
+        status = _fail(f"out of memory: a smaller --batch-size? ({error})", 1)
     sys.exit(status)
 
 

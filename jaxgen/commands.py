@@ -1,6 +1,7 @@
 """What each command does, once its arguments are parsed."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 import sys
@@ -14,45 +15,52 @@ import numpy as np
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.evaluate import likelihood, report
+from jaxgen.train import checkpoint, loop, pictures, rundir, session, update
 from jaxgen.train import config as configs
-from jaxgen.train import loop, pictures, rundir, session, update
 from jaxgen.train.console import say
 
 RUNS = Path("runs")
-SAMPLE_BATCH = 64  # always the same, so that image i does not depend on --num
 QUICK_SAMPLES = 16  # effort of the likelihood that ends a training run
 
 
 def train(config: configs.RunConfig, options: Any) -> int:
     """Trains or continues a run, judges it, writes its report; returns the exit status."""
+    if options.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError(
+            '--tensorboard needs: python -m pip install -e ".[tensorboard]"'
+        )
     dataset = data.open_dataset(config.data)
     data.check_batch_size(dataset.train, config.train.batch_size)
     bound = session.bind(session.resolve(config, dataset))
     if options.dry_run:
         _dry_run(bound)
         return 0
-    run = rundir.RunFolder(options.out or rundir.find_or_name(RUNS, bound.config))
+    run = rundir.RunFolder(options.out or rundir.find_or_claim(RUNS, bound.config))
     for note in dataset.notes:
         say(note)
-    if not run.exists():
-        run.create(bound.config)
+    run.claim()
     with run.locked():
-        _check_continues(run, bound)
+        if run.exists():
+            _check_continues(run, bound, dataset)
+        else:
+            run.create(bound.config)
+            run.check_data(session.data_identity(dataset))
         say(_headline(bound, dataset))
         outcome = loop.train(bound, dataset, run, tensorboard=options.tensorboard)
         if outcome.signal is not None:
             say(
-                f"stopped by signal {outcome.signal} at step {outcome.step:,}; checkpoint"
+                f"stopped by signal {outcome.signal} at step {outcome.step:,}; a "
+                "checkpoint is saved: the same command continues"
             )
-            say("saved: the same command continues")
             return _end(run, 128 + outcome.signal)
-        if outcome.step_count == 0 and run.report.is_file():
+        if outcome.step_count == 0 and _is_judged(run, outcome.step):
             say(
                 f"this run has finished its {outcome.step:,} steps: --steps for a longer "
                 "one, another --seed or --out for a new one"
             )
-            return _end(run, 0)
-        _judge(session.load(run.path), dataset)
+        else:
+            judged = session.load(run.path)
+            _write_judgement(judged, dataset, _judge(judged, dataset))
     return _end(run, 0)
 
 
@@ -60,6 +68,7 @@ def sample(options: Any) -> int:
     """Draws images from a run; returns the exit status."""
     if options.num < 1:
         raise UserError(f"--num must be at least 1, got {options.num}")
+    _check_seed(options.seed)
     rundir.RunFolder(options.run).read_config()
     out = options.out or options.run / "sample.png"
     if out.suffix not in (".png", ".npz"):
@@ -69,13 +78,10 @@ def sample(options: Any) -> int:
     loaded = session.load(options.run)
     for note in loaded.notes:
         say(note)
-    generate = jax.jit(loaded.model.generate)
-    parts = []
-    for start in range(0, options.num, SAMPLE_BATCH):
-        keys = loop.sample_keys(options.seed, start, SAMPLE_BATCH)
-        x = generate(loaded.params, loaded.model.prior(keys), keys)
-        parts.append(pictures.to_uint8(np.asarray(x)))
-    images = np.concatenate(parts)[: options.num]
+    draw = loop.Sampler(loaded.model, options.seed)
+    starts = range(0, options.num, loop.NUM_SAMPLES)
+    images = np.concatenate([draw(loaded.params, start) for start in starts])
+    images = images[: options.num]
     if out.suffix == ".npz":
         buffer = io.BytesIO()
         np.savez_compressed(buffer, images=images)
@@ -90,20 +96,29 @@ def evaluate(options: Any) -> int:
     """Judges a run on the whole test split; returns the exit status."""
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
+    _check_seed(options.seed)
     loaded = session.load(options.run)
     config = loaded.config.data
     if options.data_dir is not None:
         config = dataclasses.replace(config, data_dir=options.data_dir)
     dataset = data.open_dataset(config)
-    for note in (*loaded.notes, *dataset.notes):
+    if tuple(dataset.shape) != tuple(loaded.config.model.shape):
+        raise UserError(
+            f"the run was trained on images {loaded.config.model.shape}, these are "
+            f"{dataset.shape}"
+        )
+    other = loaded.run.check_data(session.data_identity(dataset))
+    for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
         say(note)
     result = _judge(loaded, dataset, num_samples=options.num_samples, seed=options.seed)
     if options.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:
         for name, value in result.items():
             text = f"{value:.4f}" if isinstance(value, float) else str(value)
             sys.stdout.write(f"{name:<20} {text}\n")
+    sys.stdout.flush()
+    _write_judgement(loaded, dataset, result)  # last: the figures are already told
     return 0
 
 
@@ -114,34 +129,63 @@ def _judge(
     num_samples: int = QUICK_SAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates, writes evaluation.json and the report."""
-    result: dict[str, Any] = {}
-    if loaded.model.log_likelihood is not None:
-        result = likelihood.evaluate_likelihood(
-            loaded,
-            dataset.test,
-            num_samples=num_samples,
-            seed=seed,
-            progress=_progress(),
-        )
-        say(
-            f"test: {result['nll_nats']:.3f} +- {result['nll_nats_se']:.3f} nats, "
-            f"{result['bits_per_dim']:.4f} bits/dim ({result['nll_nats_kind']}, "
-            f"{result['num_examples']:,} examples, {num_samples} samples each)"
-        )
-    rundir.write_text(loaded.run.evaluation, json.dumps(result, indent=1) + "\n")
-    report.write_report(loaded, dataset)
+    """Evaluates on the whole test split and tells the result in a line."""
+    if loaded.model.log_likelihood is None:
+        return {"step": loaded.step}
+    result = likelihood.evaluate_likelihood(
+        loaded, dataset.test, num_samples=num_samples, seed=seed, progress=_progress()
+    )
+    error = result["nll_nats_se"]
+    say(
+        f"test: {result['nll_nats']:.3f}{'' if error is None else f' +- {error:.3f}'} "
+        f"nats, {result['bits_per_dim']:.4f} bits/dim ({result['nll_nats_kind']}, "
+        f"{result['num_examples']:,} examples, {num_samples} samples each)"
+    )
     return result
 
 
-def _check_continues(run: rundir.RunFolder, bound: session.Session) -> None:
-    """Refuses another architecture or data order; tells and stores what may change."""
+def _write_judgement(
+    loaded: session.Loaded, dataset: data.Dataset, result: dict[str, Any]
+) -> None:
+    """Writes evaluation.json and, last, the report."""
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    rundir.write_text(loaded.run.evaluation, text)
+    report.write_report(loaded, dataset)
+
+
+def _is_judged(run: rundir.RunFolder, step: int) -> bool:
+    """Whether evaluation and report are there and of this step."""
+    try:
+        judged = json.loads(run.evaluation.read_text())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return judged == step and run.report.is_file()
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
+
+
+def _check_continues(
+    run: rundir.RunFolder, bound: session.Session, dataset: data.Dataset
+) -> None:
+    """Refuses another model, data or data order; tells and stores what may change."""
     changes = configs.differences(run.read_config(), bound.config)
     refused = [name for name in changes if not configs.may_change(name)]
     if refused:
         shown = "; ".join(f"{n}: {changes[n][0]} -> {changes[n][1]}" for n in refused)
         raise UserError(
             f"{run.path} holds a run with another config ({shown}): give another --out"
+        )
+    other = run.check_data(session.data_identity(dataset))
+    if other:
+        raise UserError(f"{run.path}: {other}: give another --out")
+    reached = max(checkpoint.steps(run.checkpoints), default=0)
+    if bound.config.train.steps < reached:
+        raise UserError(
+            f"{run.path} has already {reached:,} steps, more than --steps "
+            f"{bound.config.train.steps:,}"
         )
     for name, (old, new) in changes.items():
         say(f"changed since the run began: {name}: {old} -> {new}")

@@ -93,6 +93,32 @@ def test_restore_latest_falls_back_and_says_so(saved, harm):
     assert checkpoint.find_fault(path) is None
 
 
+def test_read_errors_are_not_taken_for_damage(saved, monkeypatch):
+    def refuse(path):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(checkpoint, "_digests", refuse)
+    with pytest.raises(checkpoint.CheckpointError, match="Too many open files"):
+        checkpoint.Checkpoints(saved).restore_latest(target())
+    assert checkpoint.steps(saved) == [20, 10]
+
+
+def test_restore_latest_refuses_another_model(saved):
+    other = checkpoint.abstract({"step": jnp.int32(0), "w": jnp.zeros(7), "none": ()})
+    with pytest.raises(checkpoint.CheckpointError, match="does not fit the model"):
+        checkpoint.Checkpoints(saved).restore_latest(other)
+    assert checkpoint.steps(saved) == [20, 10]
+
+
+def test_unfinished_checkpoints_are_removed_and_damaged_ones_kept(saved):
+    (saved / "20" / checkpoint.MANIFEST).unlink()
+    checkpoint.Checkpoints(saved).restore_latest(target())
+    assert {p.name for p in saved.iterdir()} == {"10"}
+    (saved / "10" / "more").write_text("x")
+    checkpoint.Checkpoints(saved).restore_latest(target())
+    assert {p.name for p in saved.iterdir()} == {"10.damaged"}
+
+
 def test_restore_without_any_valid_checkpoint_says_so(saved):
     for step in (10, 20):
         (saved / str(step) / checkpoint.MANIFEST).unlink()

@@ -199,6 +199,13 @@ MISTAKES = {
     "samples": (["evaluate", "RUN", "--num-samples", "0"], "--num-samples"),
     "place": (["train", "vae", "--out", "/proc/run"], "/proc/run cannot be made"),
     "list": (["list", "everything"], "no arguments"),
+    "hidden": (["train", "vae", "--hidden", "0"], "--hidden"),
+    "nan": (["train", "vae", "--beta", "nan"], "finite"),
+    "seed": (["sample", "RUN", "--seed", "99999999999999999999"], "--seed"),
+    "fewer steps": (
+        ["train", "vae", *SHORT, "--steps", "5", "--out", "RUN"],
+        "12 steps",
+    ),
 }
 
 
@@ -229,6 +236,81 @@ def test_folders_that_are_not_runs_are_left_alone(tmp_path, capsys):
     status, _, err = call(capsys, "evaluate", tmp_path)
     assert status == 2
     assert "did you mean 'vae'" in err
+
+
+def test_what_a_kill_before_the_config_leaves_is_taken_over(tmp_path, capsys):
+    path = tmp_path / "r"
+    (path / "samples").mkdir(parents=True)
+    (path / "environment.json").write_text("{")
+    (path / ".config.json.123").write_text("{")
+    status, _, err = call(capsys, "train", "vae", *SHORT, "--out", path)
+    assert status == 0, err
+
+
+def test_two_images_are_enough_for_a_run_and_a_report(tmp_path, capsys):
+    for i in range(2):
+        Image.new("RGB", (9, 11), (90 * i, 40, 0)).save(tmp_path / f"{i}.png")
+    argv = ["train", "vae", *TINY, "--steps", "2", "--data", f"folder:{tmp_path}"]
+    argv += ["--net", "mlp", "--image-size", "4", "--batch-size", "1"]
+    status, _, err = call(capsys, *argv, "--out", tmp_path / "run")
+    assert status == 0, err
+    assert (tmp_path / "run" / "report.html").is_file()
+    argv = ("evaluate", tmp_path / "run", "--num-samples", "1", "--json")
+    status, out, _ = call(capsys, *argv)
+    assert status == 0
+    result = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+    assert result["nll_nats_se"] is None  # of one example
+    assert result["monte_carlo_se"] is None  # of one sample
+
+
+def test_a_run_goes_on_only_with_the_data_it_was_begun_with(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(40):
+        Image.new("L", (4, 4), 5 * i).save(photos / f"{i:02d}.png")
+    argv = ["train", "vae", *TINY, "--steps", "2", "--data", f"folder:{photos}"]
+    argv += ["--image-size", "4", "--channels", "1", "--out", tmp_path / "run"]
+    assert call(capsys, *argv)[0] == 0
+    Image.new("L", (4, 4), 255).save(photos / "00a.png")
+    status, _, err = call(capsys, *argv, "--steps", "4")
+    assert status == 2
+    assert "num_train 36 -> 37" in err or "digest" in err
+    status, _, err = call(capsys, "evaluate", tmp_path / "run")
+    assert status == 0
+    assert "not those the run was begun with" in err
+
+
+def test_a_missing_tensorboardx_is_one_line_before_anything_is_made(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = call(
+        capsys, "train", "vae", *SHORT, "--tensorboard", "--out", tmp_path / "r"
+    )
+    assert status == 2
+    assert "[tensorboard]" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_longer_run_is_judged_again_after_an_interrupted_judgement(
+    tmp_path, capsys, monkeypatch
+):
+    from jaxgen import commands
+
+    path = tmp_path / "r"
+    call(capsys, "train", "vae", *SHORT, "--out", path)
+    real = commands._judge
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_judge", interrupt)
+    longer = ("train", "vae", *SHORT, "--steps", "16", "--out", path)
+    assert call(capsys, *longer)[0] == 130
+    monkeypatch.setattr(commands, "_judge", real)
+    assert call(capsys, *longer)[0] == 0
+    assert json.loads((path / "evaluation.json").read_text())["step"] == 16
 
 
 def test_empty_folder_and_too_few_images(tmp_path, capsys):

@@ -109,7 +109,7 @@ def test_log_likelihood_takes_exactly_k_samples_in_any_chunks(num, monkeypatch):
     keys = indexed_keys(jax.random.key(1), jnp.arange(6))
     results = []
     for rows in (6, 24, 10**6):
-        monkeypatch.setattr(vae, "ROWS", rows)
+        monkeypatch.setattr(vae, "NUMBERS", 64 * rows)
         results.append(jitted(model, num)(params, x, keys))
     per_sample = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     normal = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (3,))))
@@ -243,11 +243,23 @@ def test_resolve_refuses_a_distribution_over_other_data():
         {"beta": -1.0},
         {"beta_warmup": 2.0},
         {"num_importance": 5, "beta": 2.0},
+        {"num_importance": 5, "gradient": "analytic"},
+        {"hidden": (8, 0)},
+        {"levels": 80},
+        {"beta": float("nan")},
     ],
 )
 def test_config_refuses_what_makes_no_sense(options):
     with pytest.raises(UserError, match="--"):
         vae.VAEConfig(**options)
+
+
+def test_resolve_gives_sigma_what_the_gradient_allows():
+    for num, sigma in ((1, "optimal"), (5, "learned")):
+        config, _ = bound(likelihood="gaussian", num_importance=num)
+        assert config.sigma == sigma
+    with pytest.raises(UserError, match="--sigma optimal needs the analytic KL"):
+        bound(likelihood="gaussian", num_importance=5, sigma="optimal")
 
 
 def test_free_bits_and_warmup_enter_the_loss():

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxgen import cli, commands, data, models
+from jaxgen._checks import RunError
 from jaxgen.evaluate.report import write_report
 from jaxgen.models.base import Model
 from jaxgen.train import config as configs
@@ -303,7 +304,7 @@ def test_report_marks_what_was_given_and_what_the_data_chose(tmp_path):
     page = read(write_report(loaded, dataset))
     given = [a for a in page.all("tr") if a.get("class") == "given"]
     assert len(given) == 2
-    assert "steps 300 default 4000" in page.text()
+    assert "steps 300 default 1000" in page.text()
     assert "learning_rate 0.001 default 0.002" in page.text()
     assert "shape 4, 4, 1 from the data" in page.text()
 
@@ -370,10 +371,10 @@ def test_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     files = sorted(loaded.run.path.iterdir())
 
     def fail(*args):
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(RunError, match="report.html: No space left on device"):
         write_report(loaded._replace(step=1), dataset)
     assert path.read_bytes() == before
     assert sorted(loaded.run.path.iterdir()) == files

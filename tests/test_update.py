@@ -71,11 +71,30 @@ def test_make_update_repeats_a_player_with_fresh_noise_and_carries_extra():
     thrice, _ = advance(state, batch, jax.random.key(0))
     assert int(thrice.extra) == 3
     assert int(thrice.step) == 1
+    # Three repeats with the same noise would be gradient descent on one fixed target.
     once = jax.jit(update.make_update(toys.noisy_mean(), optimizers, num_steps=10))
-    params = []
-    for seed in range(2):
-        params.append(once(state, batch, jax.random.key(seed))[0].params["fit"]["mean"])
-    assert float(params[0]) != float(params[1])
+    first = once(state, batch, jax.random.key(0))[0].params["fit"]["mean"]
+    same_noise = first * (1 + 0.8 + 0.8**2)
+    assert abs(float(thrice.params["fit"]["mean"] - same_noise)) > 1e-3
+
+
+def test_make_update_draws_fresh_noise_each_step_and_for_each_example():
+    model = toys.noisy_mean()
+    optimizers, state = toys.start(model, 0.0)
+    advance = jax.jit(update.make_update(model, optimizers, num_steps=10))
+    losses = []
+    for num in (1, 1, 64):
+        state, metrics = advance(
+            state, {"x": jnp.zeros((num, 1, 1, 1))}, jax.random.key(0)
+        )
+        losses.append(float(metrics["loss/fit"]))
+    assert losses[0] != losses[1]
+    # The mean of 64 squared normals: 1 +- 0.18; of one squared normal 64 times: anything.
+    assert abs(losses[2] - 1.0) < 0.6
+    one = {"x": jnp.zeros((64, 1, 1, 1)), "index": jnp.zeros(64, jnp.int32)}
+    _, shared = advance(state, one, jax.random.key(0))
+    _, own = advance(state, {"x": jnp.zeros((64, 1, 1, 1))}, jax.random.key(0))
+    assert float(shared["loss/fit"]) != float(own["loss/fit"])
 
 
 def test_make_update_ignores_padding():
@@ -124,6 +143,9 @@ def test_make_update_noise_belongs_to_the_example_on_any_layout():
     assert len(spread.sharding.device_set) == 8
     order = np.random.default_rng(0).permutation(16)
     shuffled, _ = advance(state, {"x": x[order], "index": jnp.asarray(order)}, key)
+    misplaced, _ = advance(state, {"x": x[order]}, key)
+    gap = misplaced.params["fit"]["mean"] - one.params["fit"]["mean"]
+    assert abs(float(gap)) > 1e-3
     for other in (sharded, shuffled):
         np.testing.assert_allclose(
             other.params["fit"]["mean"], one.params["fit"]["mean"], rtol=1e-6

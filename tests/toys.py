@@ -40,7 +40,8 @@ def noisy_mean(updates_per_step=1):
     def objective(params, extra, batch, key, progress):
         noise = jax.vmap(jax.random.normal)(example_keys(key, batch))
         x = batch["x"].reshape(batch["x"].shape[0], -1).mean(axis=1)
-        squared = jnp.square(x + noise - params["fit"]["mean"])
+        # The noise grows with x: whose noise it is matters to the gradient.
+        squared = jnp.square(x + (1 + x) * noise - params["fit"]["mean"])
         return squared, Aux({"progress": progress, "half": 0.5 * squared}, extra + 1)
 
     return Model(

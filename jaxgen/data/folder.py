@@ -22,7 +22,7 @@ DEFAULT_CHANNELS = 3
 SUFFIXES = (
     ".png .jpg .jpeg .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split()  # noqa: SIM905
 )
-_NAMES_LISTED = 3
+_NAMES_LISTED = 20
 
 
 class FolderSource:

@@ -1,6 +1,5 @@
 """Held-out likelihood of a run: every test example, once."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data, estimators
+from jaxgen._checks import RunError
 from jaxgen.models.base import indexed_keys
 from jaxgen.train.session import Loaded
 
-BATCH = 100  # examples at once; their noise does not depend on it
+NUMBERS = 2**22  # of at most 100 examples at once; no result depends on it
 
 
 def evaluate_likelihood(
@@ -21,7 +21,7 @@ def evaluate_likelihood(
     *,
     num_samples: int,
     seed: int = 0,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Negative log-likelihood in nats and bits/dim over all of `source`.
@@ -31,7 +31,7 @@ def evaluate_likelihood(
         source: Usually the test split; its last batch is padded and masked.
         num_samples: Effort of an estimate, such as K of importance sampling.
         seed: Fixes all noise; that of example i depends on (seed, i) alone.
-        batch_size: Examples at once.
+        batch_size: Examples at once; by default what fits.
         progress: Called with (examples done, examples in all).
 
     Returns:
@@ -41,7 +41,7 @@ def evaluate_likelihood(
 
     Raises:
         ValueError: if the family has no likelihood.
-        FloatingPointError: if any example's value is not finite; none is left out.
+        RunError: if any example's value is not finite; none is left out.
     """
     model = loaded.model
     if model.log_likelihood is None:
@@ -59,6 +59,8 @@ def evaluate_likelihood(
 
     key = jax.random.key(seed)
     parts, kind, done = [], "exact", 0
+    if batch_size is None:
+        batch_size = max(1, min(100, NUMBERS // int(np.prod(source.shape))))
     for raw in data.eval_batches(source, min(batch_size, source.num_examples)):
         real = raw["mask"].astype(bool)
         batch = {name: jnp.asarray(raw[name]) for name in ("x", "index")}
@@ -81,28 +83,29 @@ def _summary(
     nats = np.asarray(nats, np.float64)
     if not np.all(np.isfinite(nats)):
         count = int(np.sum(~np.isfinite(nats)))
-        raise FloatingPointError(
-            f"evaluate: {count} of {len(nats)} likelihoods are not finite"
-        )
-    mean, error = -nats.mean(), nats.std(ddof=1) / np.sqrt(len(nats))
+        raise RunError(f"evaluate: {count} of {len(nats)} likelihoods are not finite")
+    error = np.inf if len(nats) < 2 else nats.std(ddof=1) / np.sqrt(len(nats))
     dims = int(np.prod(loaded.config.model.shape))
-    bits = functools.partial(
-        estimators.bits_per_dim, num_dims=dims, kind=loaded.model.density
-    )
-    offset = float(bits(0.0))
+    bits = estimators.bits_per_dim(-nats.mean(), dims, kind=loaded.model.density)
     result = {
-        "nll_nats": float(mean),
-        "nll_nats_se": float(error),
+        "nll_nats": float(-nats.mean()),
+        "nll_nats_se": _or_none(error),
         "nll_nats_kind": kind,
-        "bits_per_dim": float(bits(mean)),
-        "bits_per_dim_se": float(bits(error)) - offset,
+        "bits_per_dim": float(bits),
+        "bits_per_dim_se": _or_none(error / (dims * np.log(2.0))),
         "bits_per_dim_kind": kind,
         "num_examples": len(nats),
         "num_samples": num_samples,
         "step": loaded.step,
     }
     if standard_error is not None:
-        result["monte_carlo_se"] = float(np.sqrt(np.sum(standard_error**2)) / len(nats))
+        spread = np.sqrt(np.sum(np.square(standard_error, dtype=np.float64)))
+        result["monte_carlo_se"] = _or_none(spread / len(nats))
     if ess is not None:
         result["ess_mean"], result["ess_min"] = float(ess.mean()), float(ess.min())
     return result
+
+
+def _or_none(value: Any) -> float | None:
+    """JSON has no infinity: what cannot be told is null."""
+    return float(value) if np.isfinite(value) else None

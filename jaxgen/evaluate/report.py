@@ -307,7 +307,7 @@ def _commands(loaded: session.Loaded, given: list[str]) -> str:
     if finished:
         values["steps"] = 2 * config.train.steps
     for name, value in values.items():
-        flag = name.replace("_", "-")
+        flag = "data" if name == "name" else name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:

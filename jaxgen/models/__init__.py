@@ -13,6 +13,7 @@ from jaxgen.models.base import (
     example_keys,
     indexed_keys,
     normal_prior,
+    sample_keys,
 )
 
 
@@ -53,5 +54,6 @@ __all__ = [
     "example_keys",
     "indexed_keys",
     "normal_prior",
+    "sample_keys",
     "vae",
 ]

@@ -118,6 +118,15 @@ def indexed_keys(key: Array, index: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def sample_keys(key: Array, index: Array) -> tuple[Array, Array]:
+    """Keys for `prior` and for `generate` of the samples numbered `index`, `[N]` each.
+
+    They differ: a `generate` that draws noise must not draw z again.
+    """
+    prior, generate = jax.random.split(key)
+    return indexed_keys(prior, index), indexed_keys(generate, index)
+
+
 def normal_prior(shape: tuple[int, ...]) -> Callable[[Array], Array]:
     """N(0, I) over `shape`, as a prior of a `Model`."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))

@@ -8,6 +8,7 @@ References:
     arXiv:1509.00519. Rybkin et al. 2021 (optimal sigma), arXiv:2006.13202.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ __all__ = [
     "resolve",
 ]
 
-ROWS = 4096  # decoder evaluations at once in importance sampling
+NUMBERS = 2**20  # outputs of the decoder at once in importance sampling
 
 
 def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
@@ -194,7 +195,7 @@ def _draws(mu: Array, log_var: Array, eps: Array) -> Array:
 def _log_weight_terms(
     config: VAEConfig, params: Any, x: Array, z: Array, mu: Array, log_var: Array
 ) -> tuple[Array, Array]:
-    """log p(x given z) and log N(z; mu, exp(log_var)) - log P(z) of `z [K, B, L]`.
+    """Log p(x given z) and log N(z; mu, exp(log_var)) - log P(z) of `z [K, B, L]`.
 
     Each `[K, B]` nats; their difference is the log importance weight.
     """
@@ -213,7 +214,8 @@ def _importance_likelihood(
 ) -> LogLikelihood:
     """IWAE-K with K = num_samples, in chunks of samples; chunking changes no number."""
     mu, log_var = encode(config, params, x)
-    chunk = max(1, min(num_samples, ROWS // x.shape[0]))
+    outputs = math.prod(x.shape) * likelihood(config).num_outputs
+    chunk = max(1, min(num_samples, NUMBERS // outputs))
     per_sample = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
 
     def add(sums: Any, first: Array | int, num: int) -> Any:
@@ -251,10 +253,11 @@ def _rebuilt(config: VAEConfig) -> Any:
 
 def _interpolated(config: VAEConfig, rows: int = 6, columns: int = 12) -> Any:
     def view(params: Any, x: Array) -> Array:
-        pairs = min(rows, x.shape[0] // 2)
-        mu, _ = encode(config, params["vae"], x[: 2 * pairs])
+        pairs = max(1, min(rows, x.shape[0] // 2))
+        mu, _ = encode(config, params["vae"], x)
         t = jnp.linspace(0.0, 1.0, columns)[None, :, None]
-        z = (1.0 - t) * mu[0::2, None] + t * mu[1::2, None]
+        ends = jnp.arange(2 * pairs) % x.shape[0]  # a lone image goes to itself
+        z = (1.0 - t) * mu[ends[0::2], None] + t * mu[ends[1::2], None]
         images = _mean(config, params["vae"], z.reshape(pairs * columns, -1))
         return images.reshape(pairs, columns, *images.shape[1:])
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgen._checks import UserError
+from jaxgen._checks import UserError, check_finite_options
 
 TRANSFORM_OF = {
     "bernoulli": "binarise",
@@ -36,8 +36,9 @@ class VAEConfig:
     """p(x given z): binary, continuous, or 256 levels; by default what fits --transform."""
     mixture: int = 5
     """Components of the logistic mixture."""
-    sigma: Literal["learned", "optimal", "fixed"] = "optimal"
-    """Scale of the Gaussian: trained, the batch's root mean square error, or --sigma-value."""
+    sigma: Literal["learned", "optimal", "fixed"] | None = None
+    """Scale of the Gaussian: trained, --sigma-value, or the batch's root mean square error,
+    the default where the KL is analytic."""
     sigma_value: float = 0.1
     """Scale where it is fixed, and where a trained one starts."""
     beta: float = 1.0
@@ -54,6 +55,11 @@ class VAEConfig:
     shape: Annotated[tuple[int, int, int] | None, tyro.conf.Suppress] = None
 
     def __post_init__(self):
+        check_finite_options(self)
+        if any(width < 1 for width in self.hidden):
+            raise UserError(f"--hidden must be widths of at least 1, got {self.hidden}")
+        if self.levels > 8:
+            raise UserError(f"--levels must be at most 8, got {self.levels}")
         for name in (
             "latent_dim",
             "width",
@@ -107,10 +113,21 @@ def resolve(
             f"--likelihood {likelihood} is a distribution over data made by --transform "
             f"{' or '.join(sorted(wanted))}, not {transform}"
         )
+    analytic = _gradient(config) == "analytic"
+    if config.sigma == "optimal" and likelihood == "gaussian" and not analytic:
+        raise UserError(
+            "--sigma optimal needs the analytic KL (--num-importance 1): use learned"
+        )
+    sigma = config.sigma or ("optimal" if analytic else "learned")
     small = shape[0] * shape[1] * shape[2] <= 1024
     net = config.net or ("mlp" if small else "conv")
     resolved = dataclasses.replace(
-        config, likelihood=likelihood, net=net, gradient=_gradient(config), shape=shape
+        config,
+        likelihood=likelihood,
+        net=net,
+        sigma=sigma,
+        gradient=_gradient(config),
+        shape=shape,
     )
     return resolved, transform
 

@@ -99,17 +99,6 @@ class ConvDecoder(nn.Module):
         return nn.Conv(self.num_channels, (3, 3), name="output")(nn.silu(h))
 
 
-class Scalar(nn.Module):
-    """One learned number."""
-
-    initial: float = 0.0
-
-    @nn.compact
-    def __call__(self) -> Array:
-        """The number."""
-        return self.param("value", nn.initializers.constant(self.initial), ())
-
-
 def _moments(latent_dim: int, h: Array) -> tuple[Array, Array]:
     moments = nn.Dense(2 * latent_dim, name="moments")(h)
     mu, log_var = jnp.split(moments, 2, axis=-1)

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jaxgen._checks import RunError
 
 MANIFEST = "manifest.json"
+UNFINISHED = f"no {MANIFEST}: it was not written to the end"
 
 
 class CheckpointError(RunError):
@@ -95,8 +96,12 @@ class Checkpoints:
             abstract_state: Shapes, dtypes and shardings of the state.
 
         Returns:
-            `(state, notes)`; state is None where no checkpoint is valid. Damaged
-            folders are renamed `<step>.damaged`, so that they are met only once.
+            `(state, notes)`; state is None where no checkpoint is valid. What was not
+            written to the end is removed; a damaged folder is renamed
+            `<step>.damaged`, so that it is met only once.
+
+        Raises:
+            CheckpointError: if a folder cannot be read, or holds another model.
         """
         notes = []
         for leftover in self._directory.glob("*orbax-checkpoint-tmp*"):
@@ -105,11 +110,12 @@ class Checkpoints:
             path = self._directory / str(step)
             fault = find_fault(path)
             if fault is None:
-                return self._orbax.restore(path, abstract_state), notes
-            notes.append(
-                f"checkpoint {step} is not valid ({fault}); looking for an older"
-            )
-            _set_aside(path)
+                return _read(self._orbax, path, abstract_state), notes
+            notes.append(_note(step, fault))
+            if fault == UNFINISHED:
+                shutil.rmtree(path)
+            else:
+                _set_aside(path)
         return None, notes
 
 
@@ -125,8 +131,8 @@ def restore(directory: Path, abstract_state: Any) -> tuple[Any, list[str]]:
         fault = find_fault(directory / str(step))
         if fault is None:
             checkpointer = ocp.StandardCheckpointer()
-            return checkpointer.restore(directory / str(step), abstract_state), notes
-        notes.append(f"checkpoint {step} is not valid ({fault}); looking for an older")
+            return _read(checkpointer, directory / str(step), abstract_state), notes
+        notes.append(_note(step, fault))
     raise CheckpointError(
         f"no valid checkpoint under {directory}" + "".join(f"; {n}" for n in notes)
     )
@@ -136,9 +142,8 @@ def steps(directory: Path) -> list[int]:
     """Steps that have a folder, newest first; none says it is valid."""
     if not directory.is_dir():
         return []
-    return sorted(
-        (int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True
-    )
+    names = (p.name for p in directory.iterdir())
+    return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
 
 
 def write_manifest(path: Path) -> None:
@@ -161,9 +166,9 @@ def find_fault(path: Path) -> str | None:
             return f"{MANIFEST} is damaged"
         expected, found = json.loads(body), _digests(path)
     except FileNotFoundError:
-        return f"no {MANIFEST}: it was not written to the end"
-    except OSError as error:
-        return str(error)
+        return UNFINISHED
+    except OSError as error:  # says nothing about the checkpoint itself
+        raise CheckpointError(f"cannot read checkpoint {path}: {error}") from error
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -189,6 +194,19 @@ def _digests(path: Path) -> dict[str, str]:
         for p in files
         if p.name not in (MANIFEST, f".{MANIFEST}")
     }
+
+
+def _read(checkpointer: Any, path: Path, abstract_state: Any) -> Any:
+    try:
+        return checkpointer.restore(path, abstract_state)
+    except ValueError as error:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the model of config.json: was that changed?"
+        ) from error
+
+
+def _note(step: int, fault: str) -> str:
+    return f"checkpoint {step} is not valid ({fault}); looking for an older"
 
 
 def _set_aside(path: Path) -> None:

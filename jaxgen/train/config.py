@@ -13,7 +13,7 @@ import jax
 import optax
 
 from jaxgen import models
-from jaxgen._checks import UserError, unknown
+from jaxgen._checks import UserError, check_finite_options, unknown
 from jaxgen.data.config import DataConfig
 
 VERSION = 1
@@ -46,13 +46,14 @@ class TrainConfig:
     ema_half_life: float = 0.01
     """Half-life of the averaged parameters, as a fraction of the run; 0 keeps none."""
     log_every: int = 0
-    """Steps between lines of metrics.jsonl; 0 gives 100 lines a run."""
+    """Steps between lines of metrics.jsonl; 0 gives 100 lines a run, or more."""
     sample_every: int = 0
     """Steps between sample grids; 0 gives 10 a run."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 gives 20 a run."""
 
     def __post_init__(self):
+        check_finite_options(self)
         _require(self.steps >= 1, "steps", self.steps, "at least 1")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in 0 .. 2^31 - 1")
@@ -77,7 +78,10 @@ class TrainConfig:
     def every(self, name: Literal["log", "sample", "checkpoint"]) -> int:
         """Steps between two events, the automatic number resolved."""
         per_run = {"log": 100, "sample": 10, "checkpoint": 20}[name]
-        return getattr(self, f"{name}_every") or max(1, self.steps // per_run)
+        automatic = max(1, self.steps // per_run)
+        if name == "log":  # bounds what waits on the device to be read
+            automatic = min(automatic, 1000)
+        return getattr(self, f"{name}_every") or automatic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     if version != VERSION:
         raise UserError(f"config: version {version!r}, this jaxgen reads {VERSION}")
     family = values.get("family")
-    if family not in models.FAMILIES:
+    if not isinstance(family, str) or family not in models.FAMILIES:
         raise UserError(f"config: {unknown('family', family, models.FAMILIES)}")
     config_class = models.FAMILIES[family].config_class
     parts = {"model": config_class, "data": DataConfig, "train": TrainConfig}

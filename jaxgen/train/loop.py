@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import json
+import math
 import os
 import signal
 import time
@@ -15,12 +15,16 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import RunError
-from jaxgen.models.base import indexed_keys
+from jaxgen.models.base import Model, sample_keys
 from jaxgen.train import checkpoint, console, pictures, rundir, update
 from jaxgen.train.session import Session, abstract_state
 
 NUM_SAMPLES = 64  # images in a sample grid
-INIT_EXAMPLES = 4096  # that a data-dependent initialisation sees
+INIT_NUMBERS = 2**23  # of at most 4096 images that a data-dependent init sees
+REMEDY = (
+    "Nothing of it was saved: with a lower --learning-rate or with --clip-norm the run "
+    "goes on from its last checkpoint"
+)
 
 
 class NonFiniteError(RunError):
@@ -63,8 +67,9 @@ def train(
         tensorboard: Mirror scalars and sample grids to `run/tensorboard`.
 
     Raises:
-        NonFiniteError: when a loss or gradient is not finite; the last checkpoint stays.
-        checkpoint.CheckpointError: when a checkpoint cannot be written.
+        NonFiniteError: when a loss, gradient or parameter is not finite; the last
+            checkpoint stays.
+        RunError: when a file cannot be written (CheckpointError for a checkpoint).
     """
     with contextlib.closing(checkpoint.Checkpoints(run.checkpoints)) as checkpoints:
         state = _initial_state(session, dataset, checkpoints)
@@ -91,10 +96,7 @@ def _train_from(
     item = next(feed.items)
     step_fn, compile_s = _compile(session, state, feed, item)
     writer = _Writer(run, config, state, compile_s, tensorboard=tensorboard)
-    draw = Sampler(session)
-    if start == 0:
-        _write_reals(dataset, session, run)
-        writer.samples(0, draw(state.ema))
+    draw = Sampler(session.model, config.seed)
     key = jax.random.key(config.seed)
     done = start
     with (
@@ -102,13 +104,16 @@ def _train_from(
         contextlib.closing(writer),
         contextlib.closing(feed.items) as items,
     ):
+        if start == 0:
+            _write_reals(dataset, session, run)
+            writer.samples(0, draw(state.ema))
         for done in range(start + 1, config.steps + 1):
             state, metrics = step_fn(state, feed.resident, item, key)
             writer.add(done, metrics)
             last = done == config.steps or bool(caught)
             if last or done % config.every("checkpoint") == 0:
-                writer.flush()  # nothing non-finite is ever saved
-                checkpoints.save(done, jax.tree.map(jnp.copy, state))
+                writer.flush()
+                checkpoints.save(done, _finite_copy(done, state))
             elif done % config.every("log") == 0:
                 writer.flush()
             if done % config.every("sample") == 0 or done == config.steps:
@@ -118,9 +123,7 @@ def _train_from(
                 break
             item = next(items)
         checkpoints.wait()
-    return Outcome(
-        done, done - start, caught[0] if caught and done < config.steps else None
-    )
+    return Outcome(done, done - start, caught[0] if caught else None)
 
 
 def make_feed(
@@ -146,24 +149,23 @@ def make_feed(
 
 
 class Sampler:
-    """The fixed latents of a run, and the pictures that parameters make of them."""
+    """Draws images from a model; image i depends on (seed, i) alone.
 
-    def __init__(self, session: Session, num: int = NUM_SAMPLES):
-        model = session.model
-        self._keys = sample_keys(session.config.train.seed, 0, num)
-        self._z = model.prior(self._keys)
-        self._generate = jax.jit(model.generate)
+    Always `NUM_SAMPLES` at once, so that rounding does not depend on how many.
+    """
 
-    def __call__(self, params: Any) -> np.ndarray:
-        """uint8 `[num, H, W, C]`."""
-        x = self._generate(params, self._z, self._keys)
-        return pictures.to_uint8(np.asarray(x))
+    def __init__(self, model: Model, seed: int):
+        self._model, self._seed = model, seed
+        self._draw = jax.jit(self._some)
 
+    def __call__(self, params: Any, start: int = 0) -> np.ndarray:
+        """uint8 images `start .. start + NUM_SAMPLES`, `[NUM_SAMPLES, H, W, C]`."""
+        return pictures.to_uint8(np.asarray(self._draw(params, start)))
 
-def sample_keys(seed: int, start: int, num: int) -> jax.Array:
-    """Keys of samples `start .. start + num`: sample i depends on (seed, i) alone."""
-    key = jax.random.fold_in(jax.random.key(seed), 2**30)
-    return indexed_keys(key, jnp.arange(start, start + num))
+    def _some(self, params: Any, start: jax.Array | int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self._seed), 2**30)
+        keys = sample_keys(key, start + jnp.arange(NUM_SAMPLES))
+        return self._model.generate(params, self._model.prior(keys[0]), keys[1])
 
 
 def _initial_state(
@@ -180,7 +182,8 @@ def _initial_state(
         console.say("no valid checkpoint is left: starting again from step 0")
     config = session.config
     key = jax.random.key(config.train.seed)
-    num = min(INIT_EXAMPLES, dataset.train.num_examples)
+    num = max(1, min(4096, INIT_NUMBERS // math.prod(dataset.shape)))
+    num = min(num, dataset.train.num_examples)
     raw = {n: jnp.asarray(a) for n, a in dataset.train.take(np.arange(num)).items()}
 
     def init(key: jax.Array, raw: Any) -> update.TrainState:
@@ -228,11 +231,11 @@ class _Writer:
         }
         start = int(state.step)
         records = run.read_metrics()
-        self._train_s = records[-1]["train_s"] if records else 0.0
+        self._train_s = records[-1].get("train_s", 0.0) if records else 0.0
         self._compile_s = compile_s
         self._pending: list[tuple[int, Any]] = []
         self._meter = console.Meter(config.steps, start)
-        self._board = _tensorboard(run) if tensorboard else None
+        self._board = _tensorboard(run, start) if tensorboard else None
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: Any) -> None:
@@ -268,8 +271,7 @@ class _Writer:
         }
         if self._compile_s:
             record["compile_s"], self._compile_s = self._compile_s, 0.0
-        with open(self._run.metrics, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._run.append_metrics(record)
         if self._board is not None:
             for name, value in record.items():
                 self._board.add_scalar(name, value, step)
@@ -315,9 +317,33 @@ def _check_finite(
     )
     raise NonFiniteError(
         f"step {step}: {what} is {float(np.ravel(value)[0])}; not finite: {where}. "
-        "Lower --learning-rate or set --clip-norm; the same command continues from the "
-        "last checkpoint"
+        f"{REMEDY}"
     )
+
+
+@jax.jit
+def _copied(state: update.TrainState) -> tuple[update.TrainState, list[jax.Array]]:
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
+    return jax.tree.map(jnp.copy, state), finite
+
+
+def _finite_copy(step: int, state: update.TrainState) -> update.TrainState:
+    """A copy to be saved while the state itself is donated to the next update.
+
+    Raises:
+        NonFiniteError: if a parameter is not finite; such a state is never saved.
+    """
+    copy, finite = _copied(state)
+    paths = [
+        jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(state.params)
+    ]
+    bad = [path for path, good in zip(paths, finite, strict=True) if not good]
+    if bad:
+        raise NonFiniteError(
+            f"step {step}: the update made {bad[0]} and {len(bad) - 1} more parameters "
+            f"not finite. {REMEDY}"
+        )
+    return copy
 
 
 def _write_reals(
@@ -334,10 +360,10 @@ def _write_reals(
     rundir.write_bytes(run.samples / "reals.png", pictures.png(picture, min_side=256))
 
 
-def _tensorboard(run: rundir.RunFolder) -> Any:
+def _tensorboard(run: rundir.RunFolder, start: int) -> Any:
     from tensorboardX import SummaryWriter  # an extra
 
-    return SummaryWriter(str(run.path / "tensorboard"))
+    return SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
 
 
 @contextlib.contextmanager

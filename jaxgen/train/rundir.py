@@ -15,7 +15,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import jax
 
-from jaxgen._checks import UserError
+from jaxgen._checks import RunError, UserError
 from jaxgen.train import config as configs
 
 PACKAGES = (
@@ -66,34 +65,59 @@ class RunFolder:
             raise UserError(f"{self._config} is not the config of a jaxgen run")
         return configs.from_dict(values)
 
-    def create(self, config: configs.RunConfig) -> None:
-        """Makes the folder, its config and its environment.
+    def claim(self) -> None:
+        """Makes the folder, or checks that it is a run's or empty.
 
         Raises:
             UserError: if the place holds something else or may not be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file, not a folder")
-        foreign = self.path.is_dir() and any(
-            p.name not in ("lock", "environment.json") for p in self.path.iterdir()
-        )
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            # What a run leaves that was killed before its config was written.
+            ours = ("lock", "environment.json", "data.json", "samples")
+            foreign = any(
+                p.name not in ours and not p.name.startswith(".")
+                for p in self.path.iterdir()
+            )
+        except OSError as error:
+            raise UserError(
+                f"--out {self.path} cannot be made: {error.strerror}"
+            ) from error
         if foreign and not self.exists():
             raise UserError(
                 f"--out {self.path} holds files but no config.json of a jaxgen run; "
                 "give a new or empty folder"
             )
-        try:
-            self.samples.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--out {self.path} cannot be made: {error.strerror}"
-            ) from error
+
+    def create(self, config: configs.RunConfig) -> None:
+        """Writes environment and config into a claimed folder."""
+        self.claim()
         self.write_environment()
         self.write_config(config)  # last: a folder with a config is a run
 
     def write_config(self, config: configs.RunConfig) -> None:
         """Replaces the stored config."""
         write_text(self._config, json.dumps(configs.to_dict(config), indent=1) + "\n")
+
+    def check_data(self, identity: dict[str, Any]) -> str | None:
+        """How the data differ from those the run was begun with; stores them at first."""
+        path = self.path / "data.json"
+        if not path.is_file():
+            if not self.checkpoints.is_dir():
+                write_text(path, json.dumps(identity, indent=1) + "\n")
+            return None
+        try:
+            stored = json.loads(path.read_text())
+        except ValueError:
+            return f"{path} cannot be read"
+        changed = [k for k in identity if identity[k] != stored.get(k)]
+        if not changed:
+            return None
+        return "the data are not those the run was begun with: " + "; ".join(
+            f"{key} {stored.get(key)} -> {identity[key]}" for key in changed
+        )
 
     def write_environment(self) -> None:
         """Records machine, versions and command."""
@@ -105,10 +129,24 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         records = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
         return records
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Adds one line.
+
+        Raises:
+            RunError: if it cannot be written, on a full disk say.
+        """
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.metrics}: {error.strerror}") from error
 
     def keep_metrics_until(self, step: int) -> None:
         """Drops the lines after `step`, which a continued run writes again."""
@@ -127,23 +165,27 @@ class RunFolder:
             yield
 
 
-def find_or_name(root: Path, config: configs.RunConfig) -> Path:
-    """The newest run under `root` with this very config, or the next free name."""
-    numbered = {}
-    if root.is_dir():
-        for path in root.iterdir():
-            head = path.name.split("-")[0]
-            if head.isdigit():
-                numbered[int(head)] = path
-    for number in sorted(numbered, reverse=True):
+def find_or_claim(root: Path, config: configs.RunConfig) -> Path:
+    """The newest run under `root` with this very config, or a new, numbered folder."""
+    folders = sorted(root.iterdir(), reverse=True) if root.is_dir() else []
+    folders = [p for p in folders if p.name.split("-")[0].isdecimal()]
+    for path in folders:
         with contextlib.suppress(UserError):
-            if not configs.differences(
-                RunFolder(numbered[number]).read_config(), config
-            ):
-                return numbered[number]
-    data = "".join(c if c.isalnum() or c in "-_" else "-" for c in config.data.name)
-    number = max(numbered, default=-1) + 1
-    return root / f"{number:05d}-{config.family}-{data.strip('-')[:40]}"
+            if not configs.differences(RunFolder(path).read_config(), config):
+                return path
+    name = Path(config.data.name.removeprefix("folder:")).name or "folder"
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40]
+    number = max((int(p.name.split("-")[0]) for p in folders), default=-1) + 1
+    while True:  # another process may take the same number at the same moment
+        path = root / f"{number:05d}-{config.family}-{name}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"{path} cannot be made: {error.strerror}") from error
+        else:
+            return path
 
 
 def environment() -> dict[str, Any]:
@@ -165,16 +207,18 @@ def environment() -> dict[str, Any]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes a file whole or not at all.
+
+    Raises:
+        RunError: if it cannot be written; what stood there before still does.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
+        temporary.write_bytes(data)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_text(path: Path, text: str) -> None:

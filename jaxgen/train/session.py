@@ -1,12 +1,14 @@
 """From a config, or a run folder, to a model with its parameters."""
 
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen import models
 from jaxgen._checks import UserError
@@ -43,7 +45,29 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         config.model, dataset.shape, config.data.transform
     )
     data = dataclasses.replace(config.data, transform=transform)
+    if data.data_dir is not None:  # later commands may be given from another folder
+        data = dataclasses.replace(data, data_dir=str(Path(data.data_dir).absolute()))
+    if data.name.startswith("folder:"):
+        folder = Path(data.name.removeprefix("folder:")).absolute()
+        height, _, channels = dataset.shape
+        data = dataclasses.replace(
+            data, name=f"folder:{folder}", image_size=height, channels=channels
+        )
     return dataclasses.replace(config, model=model, data=data)
+
+
+def data_identity(dataset: Dataset) -> dict[str, Any]:
+    """Sizes, and a digest of 64 images of each split, to tell other data by."""
+    digest = hashlib.sha256()
+    for source in (dataset.train, dataset.test):
+        spread = np.linspace(0, source.num_examples - 1, 64).astype(np.int64)
+        digest.update(np.ascontiguousarray(source.take(spread)["x"]).tobytes())
+    return {
+        "shape": list(dataset.shape),
+        "num_train": dataset.train.num_examples,
+        "num_test": dataset.test.num_examples,
+        "digest": digest.hexdigest()[:16],
+    }
 
 
 def bind(config: RunConfig) -> Session:

@@ -107,6 +107,11 @@ def make_update(
                 state, terms = _turn(
                     player, optimizers[player.name], state, batch, turn_key, progress
                 )
+            if shared := metrics.keys() & terms.keys():
+                raise ValueError(
+                    f"make_update: two players have the metric {sorted(shared)}; "
+                    "put the player's name into its terms."
+                )
             metrics.update(terms)
         ema = _average(state.ema, state.params, decay, state.step)
         return state._replace(step=state.step + 1, ema=ema), metrics
