@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -131,15 +132,17 @@ def test_train_stops_at_the_first_non_finite_step_and_names_it(tmp_path, digits)
     assert not (tmp_path / "run" / "checkpoints").exists()  # nothing bad was saved
 
 
-def test_train_never_saves_parameters_that_are_not_finite(tmp_path, digits):
+def test_finite_copy_refuses_to_save_what_is_not_finite(digits):
     """The metrics of a step are of the parameters before its update."""
-    train = dataclasses.replace(
-        TINY.train, learning_rate=1e39, warmup=0.0, checkpoint_every=1
+    bound = session.bind(session.resolve(TINY, digits))
+    state = jax.tree.map(
+        lambda a: jnp.ones(a.shape, a.dtype), session.abstract_state(bound)
     )
-    config = dataclasses.replace(TINY, train=train)
-    with pytest.raises(loop.NonFiniteError, match=r"step 1: .*'decoder'.*not finite"):
-        run_in(tmp_path / "run", digits, config)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    copy = loop._finite_copy(7, state)
+    assert jax.tree.structure(copy) == jax.tree.structure(state)
+    state.params["vae"]["decoder"]["output"]["bias"] += jnp.inf
+    with pytest.raises(loop.NonFiniteError, match=r"step 7: .*'output'.*and 0 more"):
+        loop._finite_copy(7, state)
 
 
 def test_check_finite_names_the_term_and_the_parameter():

@@ -17,7 +17,7 @@ from jaxgen.train import update
 
 
 def bound(shape=(8, 8, 1), transform=None, **options):
-    options = {"latent_dim": 3, "hidden": (16,), "width": 4, **options}
+    options = {"latent_dim": 3, "hidden": (16,), "width": 4, "levels": 2, **options}
     config, _ = vae.resolve(vae.VAEConfig(**options), shape, transform)
     return config, vae.make_vae(config)
 
@@ -39,7 +39,7 @@ def images(shape, likelihood, num=6):
         ("mlp", "bernoulli", (8, 8, 1)),
         ("mlp", "gaussian", (7, 5, 3)),
         ("mlp", "logistic_mixture", (8, 8, 1)),
-        ("conv", "bernoulli", (9, 8, 1)),
+        pytest.param("conv", "bernoulli", (9, 8, 1), marks=pytest.mark.slow),
         ("conv", "logistic_mixture", (7, 5, 3)),
     ],
 )

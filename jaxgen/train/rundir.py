@@ -73,23 +73,23 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file, not a folder")
+        # What a run leaves that was killed before its config was written.
+        ours = ("lock", "environment.json", "data.json", "samples")
         try:
+            there = list(self.path.iterdir()) if self.path.is_dir() else []
+            foreign = [
+                p for p in there if p.name not in ours and not p.name.startswith(".")
+            ]
+            if foreign and not self.exists():
+                raise UserError(
+                    f"--out {self.path} holds files but no config.json of a jaxgen run; "
+                    "give a new or empty folder"
+                )
             self.samples.mkdir(parents=True, exist_ok=True)
-            # What a run leaves that was killed before its config was written.
-            ours = ("lock", "environment.json", "data.json", "samples")
-            foreign = any(
-                p.name not in ours and not p.name.startswith(".")
-                for p in self.path.iterdir()
-            )
         except OSError as error:
             raise UserError(
                 f"--out {self.path} cannot be made: {error.strerror}"
             ) from error
-        if foreign and not self.exists():
-            raise UserError(
-                f"--out {self.path} holds files but no config.json of a jaxgen run; "
-                "give a new or empty folder"
-            )
 
     def create(self, config: configs.RunConfig) -> None:
         """Writes environment and config into a claimed folder."""
