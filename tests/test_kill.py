@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-
 from test_loop import leaves
 
 NUM_KILLS = 20
