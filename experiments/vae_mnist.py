@@ -1,8 +1,8 @@
 """VAE of Burda et al. 2015 (one stochastic layer, 50 latents) on MNIST.
 
     python experiments/vae_mnist.py --data-dir DIR [--seed 1]
-    python experiments/vae_mnist.py --data-dir DIR --num-importance 5 --batch-size 100 \\
-        --learning-rate 3e-3 --steps 200000
+    python experiments/vae_mnist.py --data-dir DIR --num-importance 5 --steps 200000
+        (with --batch-size 100 --learning-rate 3e-3 on the same line)
     jaxgen evaluate RUN --num-samples 5000
 
 Dynamic binarisation, all 60,000 training images, no validation set, the averaged
