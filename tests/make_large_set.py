@@ -67,13 +67,12 @@ def write_set(
 
         def _split_generators(self, dl_manager):
             del dl_manager
-            return {split: self._numbered(make) for split, make in splits.items()}
+            return {
+                split: self._generate_examples(make) for split, make in splits.items()
+            }
 
-        def _numbered(self, make):
+        def _generate_examples(self, make):
             yield from enumerate(make())
-
-        def _generate_examples(self):
-            raise NotImplementedError
 
     written = file_format if native else "array_record"
     builder = SmallSet(data_dir=str(data_dir), file_format=written)
