@@ -31,3 +31,19 @@ def mnist_dir() -> Path | None:
         if (path / "mnist").is_dir():
             return path.resolve()
     return None
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of decoded sets for one test."""
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    """One tiny set in each file format: format -> directory of the version."""
+    from make_large_set import FORMATS, write_tiny_set
+
+    root = tmp_path_factory.mktemp("sets")
+    return {f: write_tiny_set(root / f, file_format=f) for f in FORMATS}

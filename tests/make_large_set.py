@@ -18,7 +18,18 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
+from jaxgen.data import DataConfig, Dataset, open_dataset
+
+FORMATS = ("array_record", "parquet", "tfrecord")
 POOL = 1000
+
+
+def open_prepared(
+    data_dir: Path, name: str = "tiny_set", *, max_decoded_bytes=2**28, **options
+) -> Dataset:
+    """A set that `write_set` has written, opened by the library."""
+    config = DataConfig(name=name, data_dir=str(data_dir), **options)
+    return open_dataset(config, max_decoded_bytes=max_decoded_bytes)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from make_large_set import (
+    FORMATS,
     LABEL,
     X,
     copy_set,
     examples,
     images_only,
     noise,
+    open_prepared,
     png,
     write_tiny_set,
 )
@@ -23,27 +25,7 @@ from make_large_set import (
 from jaxgen._checks import UserError
 from jaxgen.data import ArraySource, DataConfig, eval_batches, open_dataset, stream
 
-FORMATS = ("array_record", "parquet", "tfrecord")
-
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory) -> dict[str, Path]:
-    """The same set in each file format: format -> directory of the version."""
-    root = tmp_path_factory.mktemp("sets")
-    return {f: write_tiny_set(root / f, file_format=f) for f in FORMATS}
-
-
-def _open(
-    data_dir: Path, name: str = "tiny_set", *, max_decoded_bytes=2**28, **options
-):
-    config = DataConfig(name=name, data_dir=str(data_dir), **options)
-    return open_dataset(config, max_decoded_bytes=max_decoded_bytes)
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def _by_label(found: dict[str, np.ndarray]) -> set[bytes]:
@@ -56,7 +38,7 @@ def _by_label(found: dict[str, np.ndarray]) -> set[bytes]:
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize("max_decoded_bytes", [0, 2**28])
 def test_prepared_set_is_read_whole_and_on_demand(sets, file_format, max_decoded_bytes):
-    opened = _open(sets[file_format], max_decoded_bytes=max_decoded_bytes)
+    opened = open_prepared(sets[file_format], max_decoded_bytes=max_decoded_bytes)
     assert isinstance(opened.train, ArraySource) == (max_decoded_bytes > 0)
     assert (opened.name, opened.shape, opened.num_classes) == ("tiny_set", (6, 5, 3), 7)
     assert (opened.train.num_examples, opened.test.num_examples) == (210, 20)
@@ -76,8 +58,8 @@ def test_prepared_set_is_read_whole_and_on_demand(sets, file_format, max_decoded
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_prepared_set_streams_from_threads(sets, file_format):
-    small = _open(sets[file_format])
-    large = _open(sets[file_format], max_decoded_bytes=0)
+    small = open_prepared(sets[file_format])
+    large = open_prepared(sets[file_format], max_decoded_bytes=0)
     options = {"seed": 1, "batch_size": 32, "num_steps": 15}
     pairs = zip(
         stream(small.train, **options),
@@ -93,8 +75,8 @@ def test_prepared_set_streams_from_threads(sets, file_format):
 def test_prepared_set_of_several_shards(sets, tmp_path):
     path = copy_set(sets["array_record"], tmp_path / "tiny_set" / "1.0.0")
     _split_in_shards(path, [100, 60, 50])
-    whole = _open(sets["array_record"]).train.take(np.arange(210))
-    opened = _open(tmp_path, max_decoded_bytes=0)
+    whole = open_prepared(sets["array_record"]).train.take(np.arange(210))
+    opened = open_prepared(tmp_path, max_decoded_bytes=0)
     some = np.array([209, 0, 99, 100, 159, 160, 5])
     found = opened.train.take(some)
     np.testing.assert_array_equal(found["x"], whole["x"][some])
@@ -124,7 +106,7 @@ def _split_in_shards(path: Path, lengths: list[int]) -> None:
 
 
 def test_prepared_cache_hit_needs_no_tfds(sets):
-    first = _open(sets["tfrecord"])
+    first = open_prepared(sets["tfrecord"])
     code = (
         "import sys; from jaxgen.data import *;"
         f"c = DataConfig(name='tiny_set', data_dir={str(sets['tfrecord'])!r});"
@@ -143,19 +125,21 @@ def test_prepared_cache_hit_needs_no_tfds(sets):
 
 def test_prepared_cache_sees_a_set_prepared_anew(tmp_path):
     write_tiny_set(tmp_path)
-    assert _open(tmp_path).train.num_examples == 210
+    assert open_prepared(tmp_path).train.num_examples == 210
     for file in (tmp_path / "tiny_set" / "1.0.0").iterdir():
         file.unlink()
     (tmp_path / "tiny_set" / "1.0.0").rmdir()
     write_tiny_set(tmp_path, splits={"train": lambda: examples(X[:50], LABEL[:50])})
-    assert _open(tmp_path).train.num_examples == 45
+    assert open_prepared(tmp_path).train.num_examples == 45
 
 
 def test_prepared_data_dir_may_be_root_set_or_version(sets):
     version = sets["parquet"]
     for place in (version, version.parent, version.parent.parent):
-        assert _open(place).train.num_examples == 210
-    assert _open(version.parent.parent, "tiny_set:1.0.0").test.num_examples == 20
+        assert open_prepared(place).train.num_examples == 210
+    assert (
+        open_prepared(version.parent.parent, "tiny_set:1.0.0").test.num_examples == 20
+    )
 
 
 def test_prepared_newest_version_and_config_are_taken(tmp_path):
@@ -168,21 +152,21 @@ def test_prepared_newest_version_and_config_are_taken(tmp_path):
 
     make(10, version="9.0.0")
     make(20, version="10.0.0")
-    assert _open(tmp_path).train.num_examples == 18
-    assert _open(tmp_path, "tiny_set:9.0.0").train.num_examples == 9
+    assert open_prepared(tmp_path).train.num_examples == 18
+    assert open_prepared(tmp_path, "tiny_set:9.0.0").train.num_examples == 9
     make(30, name="with_config", config="plain")
     make(40, name="with_config", config="rich")
-    opened = _open(tmp_path, "with_config")
+    opened = open_prepared(tmp_path, "with_config")
     assert opened.train.num_examples == 36
     assert opened.notes[0] == (
         "took config with_config/rich; also there: with_config/plain"
     )
-    assert _open(tmp_path, "with_config/plain").train.num_examples == 27
+    assert open_prepared(tmp_path, "with_config/plain").train.num_examples == 27
     stopped = tmp_path / "tiny_set" / "incomplete.XY_11.0.0"  # as TFDS names it
     stopped.mkdir()
     info = (tmp_path / "tiny_set" / "10.0.0" / "dataset_info.json").read_text()
     (stopped / "dataset_info.json").write_text(info.replace("10.0.0", "11.0.0"))
-    assert _open(tmp_path).train.num_examples == 18
+    assert open_prepared(tmp_path).train.num_examples == 18
 
 
 @pytest.mark.parametrize(
@@ -200,15 +184,17 @@ def test_prepared_splits(tmp_path, splits, note):
 
     write_tiny_set(tmp_path, splits={name: make(num) for name, num in splits.items()})
     for limit in (0, 2**28):
-        opened = _open(tmp_path, max_decoded_bytes=limit)
+        opened = open_prepared(tmp_path, max_decoded_bytes=limit)
         assert opened.train.num_examples + opened.test.num_examples == 28
         assert any(re.search(note, one) for one in opened.notes)
 
 
 def test_prepared_image_options_apply(sets):
-    opened = _open(sets["array_record"], image_size=4, channels=1)
+    opened = open_prepared(sets["array_record"], image_size=4, channels=1)
     assert opened.shape == (4, 4, 1)
-    lazy = _open(sets["array_record"], image_size=4, channels=1, max_decoded_bytes=0)
+    lazy = open_prepared(
+        sets["array_record"], image_size=4, channels=1, max_decoded_bytes=0
+    )
     indices = np.arange(210)
     np.testing.assert_array_equal(
         lazy.train.take(indices)["x"], opened.train.take(indices)["x"]
@@ -220,8 +206,8 @@ def test_prepared_images_of_varying_size_need_image_size(tmp_path):
     features = {"image": tfds.features.Image(), "n": tfds.features.Scalar(np.int64)}
     write_tiny_set(tmp_path, **images_only(features, image=pictures, n=range(12)))
     with pytest.raises(UserError, match=r"images vary in size .* give image_size, for"):
-        _open(tmp_path)
-    opened = _open(tmp_path, image_size=7)
+        open_prepared(tmp_path)
+    opened = open_prepared(tmp_path, image_size=7)
     assert (opened.shape, opened.num_classes) == ((7, 7, 3), None)
     assert set(opened.train.take(np.arange(3))) == {"x"}
 
@@ -232,10 +218,10 @@ def test_prepared_binary_images_become_0_and_255(tmp_path, max_decoded_bytes):
     pictures = [io.BytesIO(png(b[:, :, 0])) for b in bits]
     features = {"image": tfds.features.Image(shape=(4, 4, 1), encoding_format="png")}
     write_tiny_set(tmp_path, **images_only(features, image=pictures))
-    opened = _open(tmp_path, max_decoded_bytes=max_decoded_bytes)
+    opened = open_prepared(tmp_path, max_decoded_bytes=max_decoded_bytes)
     assert "levels 0 and 1 stored; shown as 0 and 255" in opened.notes
     assert set(np.unique(opened.train.take(np.arange(36))["x"])) == {0, 255}
-    wide = _open(tmp_path, max_decoded_bytes=max_decoded_bytes, image_size=8)
+    wide = open_prepared(tmp_path, max_decoded_bytes=max_decoded_bytes, image_size=8)
     assert wide.train.take(np.arange(36))["x"].max() == 255
 
 
@@ -256,7 +242,7 @@ def test_prepared_tensors_and_nested_features(tmp_path, dtype, encoding):
     }
     rows = [{"kind": i % 2, "pixels": x[i]} for i in range(24)]
     write_tiny_set(tmp_path, **images_only(features, inner=rows))
-    opened = _open(tmp_path)
+    opened = open_prepared(tmp_path)
     found = opened.train.take(np.arange(20))
     assert opened.num_classes == 2
     np.testing.assert_array_equal(found["x"][:, 0, 0, 0], found["label"] * 255)
@@ -266,7 +252,7 @@ def test_prepared_parquet_of_tfds_itself_is_read(tmp_path):
     splits = {"train": lambda: examples(X[:90], LABEL[:90])}
     options = {"splits": splits, "file_format": "parquet", "native": True}
     write_tiny_set(tmp_path, **options)
-    opened = _open(tmp_path)
+    opened = open_prepared(tmp_path)
     assert (opened.train.num_examples, opened.test.num_examples) == (81, 9)
 
 

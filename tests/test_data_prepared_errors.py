@@ -1,37 +1,24 @@
 """Prepared sets that are absent, damaged or of no use: one clear line each."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from make_large_set import copy_set, images_only, noise, png, write_tiny_set
+from make_large_set import (
+    FORMATS,
+    copy_set,
+    images_only,
+    noise,
+    open_prepared,
+    png,
+    write_tiny_set,
+)
 
 from jaxgen._checks import UserError
 from jaxgen.data import DataConfig, open_dataset, records
 
-FORMATS = ("array_record", "parquet", "tfrecord")
-
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory) -> dict[str, Path]:
-    """The same set in each file format: format -> directory of the version."""
-    root = tmp_path_factory.mktemp("sets")
-    return {f: write_tiny_set(root / f, file_format=f) for f in FORMATS}
-
-
-def _open(
-    data_dir: Path, name: str = "tiny_set", *, max_decoded_bytes=2**28, **options
-):
-    config = DataConfig(name=name, data_dir=str(data_dir), **options)
-    return open_dataset(config, max_decoded_bytes=max_decoded_bytes)
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def test_prepared_features_that_are_no_images_are_refused(tmp_path):
@@ -42,7 +29,7 @@ def test_prepared_features_that_are_no_images_are_refused(tmp_path):
     with pytest.raises(
         UserError, match="got features sound: Tensor, expected an Image"
     ):
-        _open(tmp_path, "sounds")
+        open_prepared(tmp_path, "sounds")
     tensor = tfds.features.Tensor(shape=(2, 2, 1), dtype=np.float32)
     write_tiny_set(
         tmp_path,
@@ -52,20 +39,22 @@ def test_prepared_features_that_are_no_images_are_refused(tmp_path):
     with pytest.raises(
         UserError, match="feature x holds float32 pixels, expected uint8"
     ):
-        _open(tmp_path, "floats")
+        open_prepared(tmp_path, "floats")
 
 
 def test_prepared_corrupt_record_is_named(sets, tmp_path):
     for file_format in FORMATS:
         path = copy_set(sets[file_format], tmp_path / file_format)
-        opened = _open(path, max_decoded_bytes=0)
+        opened = open_prepared(path, max_decoded_bytes=0)
         (shard,) = path.glob("*train*")
         data = bytearray(shard.read_bytes())
         middle = len(data) // 2 if file_format != "array_record" else 20_000
         data[middle : middle + 300] = bytes(300)
         shard.write_bytes(data)
         opened = (
-            _open(path, max_decoded_bytes=0) if file_format != "tfrecord" else opened
+            open_prepared(path, max_decoded_bytes=0)
+            if file_format != "tfrecord"
+            else opened
         )
         with pytest.raises(UserError, match=r"tiny_set train record \d+ is corrupt \("):
             opened.train.take(np.arange(210))
@@ -94,13 +83,13 @@ def test_prepared_corrupt_image_names_its_index(tmp_path):
     with pytest.raises(
         UserError, match=r"train record \d+ is corrupt \(\w+: .*\), exp"
     ):
-        _open(tmp_path)
+        open_prepared(tmp_path)
     small = [io.BytesIO(png(noise(4, 3, 3))) for _ in range(5)]
     write_tiny_set(tmp_path, name="lying", **images_only(features, image=small))
     with pytest.raises(
         UserError, match=r"record 0 is corrupt .*shape \(4, 3, 3\), not"
     ):
-        _open(tmp_path, "lying")
+        open_prepared(tmp_path, "lying")
 
 
 def test_prepared_damaged_directories_are_explained(sets, tmp_path):
@@ -110,31 +99,31 @@ def test_prepared_damaged_directories_are_explained(sets, tmp_path):
     path = copy("missing")
     next(path.glob("*train*")).unlink()
     with pytest.raises(UserError, match=r"train.*is missing \(1 of 1 shards are\)"):
-        _open(path)
+        open_prepared(path)
     path = copy("json")
     (path / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="dataset_info.json cannot be read .JSONDecode"):
-        _open(path)
+        open_prepared(path)
     path = copy("features")
     (path / "features.json").unlink()
     with pytest.raises(UserError, match="features cannot be opened|cannot be opened"):
-        _open(path)
+        open_prepared(path)
     path = copy("garbage")
     next(path.glob("*train*")).write_bytes(b"garbage" * 100)
     with pytest.raises(
         UserError, match="cannot be opened|holds 0 records, expected 210"
     ):
-        _open(path)
+        open_prepared(path)
     path = copy_set(sets["tfrecord"], tmp_path / "cut")
     shard = next(path.glob("*train*"))
     shard.write_bytes(shard.read_bytes()[:-9])
     with pytest.raises(UserError, match="record 209 of .* is cut off or corrupt"):
-        _open(path)
+        open_prepared(path)
     path = copy_set(sets["parquet"], tmp_path / "short")
     info = (path / "dataset_info.json").read_text()
     (path / "dataset_info.json").write_text(info.replace('"210"', '"211"'))
     with pytest.raises(UserError, match="holds 210 records, expected 211"):
-        _open(path)
+        open_prepared(path)
     path = copy("riegeli")
     (path / "dataset_info.json").write_text(info.replace('"parquet"', '"riegeli"'))
     for shard in list(path.glob("*array_record*")):
@@ -142,18 +131,18 @@ def test_prepared_damaged_directories_are_explained(sets, tmp_path):
     with pytest.raises(
         UserError, match="'riegeli' .* cannot be read without TensorFlow"
     ):
-        _open(path)
+        open_prepared(path)
 
 
 def test_names_not_found_are_explained(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nowhere does not exist, expected a directory"):
-        _open(tmp_path / "nowhere", "mnist")
+        open_prepared(tmp_path / "nowhere", "mnist")
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match="file is a file, expected a directory with"):
-        _open(file, "mnist")
+        open_prepared(file, "mnist")
     with pytest.raises(UserError) as caught:
-        _open(tmp_path, "mnist")
+        open_prepared(tmp_path, "mnist")
     message = str(caught.value)
     assert (
         f"not prepared in {tmp_path.resolve()} (which holds no prepared set)" in message
@@ -167,21 +156,21 @@ def test_names_not_found_are_explained(tmp_path, monkeypatch):
     assert "\n" not in message
     write_tiny_set(tmp_path)
     with pytest.raises(UserError, match=r"\(which holds tiny_set:1.0.0\)"):
-        _open(tmp_path, "mnist")
+        open_prepared(tmp_path, "mnist")
     with pytest.raises(
         UserError, match=r"unknown name 'tiny_sett'; did you mean 'tiny_s"
     ):
-        _open(tmp_path, "tiny_sett")
+        open_prepared(tmp_path, "tiny_sett")
     with pytest.raises(
         UserError, match=r"'mnistt'; did you mean 'mnist'\? \(choose from"
     ):
-        _open(tmp_path, "mnistt")
+        open_prepared(tmp_path, "mnistt")
     with pytest.raises(UserError, match=r"'digitz'; did you mean 'digits'\?"):
-        _open(tmp_path, "digitz")
+        open_prepared(tmp_path, "digitz")
     with pytest.raises(UserError, match="unknown name '../../etc'"):
-        _open(tmp_path, "../../etc")
+        open_prepared(tmp_path, "../../etc")
     with pytest.raises(UserError, match=r"'tiny_set:2.0.0': not prepared in .*:1.0.0"):
-        _open(tmp_path, "tiny_set:2.0.0")
+        open_prepared(tmp_path, "tiny_set:2.0.0")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert open_dataset(DataConfig(name="tiny_set")).train.num_examples == 210
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
@@ -193,4 +182,4 @@ def test_names_not_found_are_explained(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.listdir", denied)
     with pytest.raises(UserError, match="data_dir: no permission to read"):
-        _open(tmp_path)
+        open_prepared(tmp_path)
