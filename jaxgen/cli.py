@@ -125,7 +125,7 @@ def _guarded(command: Any) -> None:
 
 def _fail(error: Any, status: int) -> int:
     message = " ".join(str(error).split())
-    print(f"jaxgen: {message}", file=sys.stderr)  # noqa: T201
+    sys.stderr.write(f"jaxgen: {message}\n")
     return status
 
 

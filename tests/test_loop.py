@@ -32,6 +32,7 @@ def run_in(path, digits, config=TINY, tensorboard=False):
     bound = session.bind(session.resolve(config, digits))
     run = rundir.RunFolder(path)
     if not run.exists():
+        run.claim()
         run.create(bound.config)
     outcome = loop.train(bound, digits, run, tensorboard=tensorboard)
     return run, outcome

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from jaxgen import models
 from jaxgen._checks import UserError
-from jaxgen.data import DataConfig
+from jaxgen.data import ArraySource, DataConfig, Dataset
 from jaxgen.models.base import indexed_keys
 from jaxgen.train import config as configs
 from jaxgen.train import session, update
@@ -108,6 +109,22 @@ def test_every_config_field_is_json_and_documented_for_the_command_line(capsys):
         for field in dataclasses.fields(cls):
             flag = f"--{field.name.replace('_', '-')}"
             assert (flag in text) == (field.name != "shape")
+
+
+def test_resolve_stores_places_that_hold_from_any_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    split = ArraySource(np.zeros((4, 6, 6, 3), np.uint8))
+    dataset = Dataset("photos", split, split, (6, 6, 3), None, ())
+    config = configs.RunConfig(
+        family="vae",
+        model=models.FAMILIES["vae"].config_class(),
+        data=DataConfig(name="folder:~/photos", data_dir="sets"),
+        train=configs.TrainConfig(),
+    )
+    resolved = session.resolve(config, dataset).data
+    assert resolved.name == f"folder:{tmp_path}/photos"
+    assert resolved.data_dir == str(Path.cwd() / "sets")
+    assert (resolved.image_size, resolved.channels) == (6, 3)
 
 
 def test_differences_name_the_part_and_the_key():

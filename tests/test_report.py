@@ -90,6 +90,7 @@ def make_run(path, dataset, *, step=300, model=None, notes=(), params=None, **op
     )
     config = session.resolve(config, dataset)
     run = rundir.RunFolder(path)
+    run.claim()
     run.create(config)
     model = make_model() if model is None else model
     params = {"vae": {"w": jnp.ones((10, 123))}} if params is None else params

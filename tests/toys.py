@@ -5,20 +5,23 @@ import jax.numpy as jnp
 import optax
 
 from jaxgen.models.base import Aux, Model, Player, example_keys
+from jaxgen.train import update
 
 
 def dirac_gan(loss=jax.nn.softplus):
     """Dirac-GAN (Mescheder et al. 2018): data at 0, fake at theta, D(x) = psi x."""
 
     def discriminator(params, extra, batch, key, progress):
-        real, fake = params["discriminator"] * batch["x"], _fake(params, batch)
+        real = params["discriminator"] * batch["x"].reshape(-1)
+        fake = _fake(params, batch)
         return loss(fake) + loss(-real), Aux({})
 
     def generator(params, extra, batch, key, progress):
         return loss(-_fake(params, batch)), Aux({})
 
     def _fake(params, batch):
-        return params["discriminator"] * params["generator"] + 0.0 * batch["x"]
+        num = batch["x"].shape[0]
+        return jnp.full(num, params["discriminator"] * params["generator"])
 
     return Model(
         init=lambda key, batch: (
@@ -52,10 +55,14 @@ def noisy_mean(updates_per_step=1):
     )
 
 
-def start(model, learning_rate=0.1):
-    """Optimizers (plain gradient descent) and the state before the first update."""
-    from jaxgen.train import update
-
+def start(model, learning_rate=0.1, **options):
+    """The compiled update under plain gradient descent, and the state before it."""
     optimizers = {p.name: optax.sgd(learning_rate) for p in model.players}
-    batch = {"x": jnp.zeros((4, 1, 1, 1))}
-    return optimizers, update.init_state(model, optimizers, jax.random.key(0), batch)
+    state = update.init_state(model, optimizers, jax.random.key(0), pixels(4))
+    options = {"num_steps": 10, **options}
+    return jax.jit(update.make_update(model, optimizers, **options)), state
+
+
+def pixels(num, value=1.0):
+    """A batch of `num` images of one pixel."""
+    return {"x": jnp.full((num, 1, 1, 1), value)}

@@ -58,6 +58,8 @@ def find_images(path: str) -> tuple[Path, list[tuple[str, int, int]], list[str]]
         The directory; relative name, size and time (ns) of each file, sorted; and the
         sub-folders that may not be entered.
     """
+    if not path:
+        raise UserError("folder: no path given, expected a directory: folder:PATH.")
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
         raise UserError(

@@ -30,11 +30,11 @@ class Aux(NamedTuple):
 
     Attributes:
         metrics: Named terms, each `[B]` (averaged with the mask) or a scalar.
-        extra: The new carried, undifferentiated state; `()` when there is none.
+        extra: The new carried, undifferentiated state; None leaves it as it is.
     """
 
     metrics: dict[str, Array]
-    extra: Any = ()
+    extra: Any = None
 
 
 class Player(NamedTuple):

@@ -63,8 +63,8 @@ def likelihood(config: VAEConfig) -> likelihoods.Likelihood:
     return likelihoods.LIKELIHOODS[str(config.likelihood)]()
 
 
-def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> tuple[Array, Array]:
-    """The two terms of the evidence lower bound, single sample, analytic KL.
+def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> losses.vae.ElboTerms:
+    """The evidence lower bound by its two terms, single sample, analytic KL.
 
     Args:
         config: Resolved options.
@@ -73,13 +73,13 @@ def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> tuple[Array, A
         eps: Standard normal noise, `[B, L]`.
 
     Returns:
-        (log p(x given z), KL(Q(z given x) || P(z))), each `[B]` nats; the bound is
-        their difference.
+        Distortion -log p(x given z) and rate KL(Q(z given x) || P(z)), each `[B]` nats
+        summed over pixels and latents; their property `elbo` is the bound.
     """
     mu, log_var = encode(config, params, x)
     outputs = decode(config, params, losses.vae.reparameterised(mu, log_var, eps))
     log_prob = _log_prob(config, params, x, outputs)
-    return log_prob, losses.vae.kl_standard_normal(mu, log_var)
+    return losses.vae.elbo_terms(log_prob, losses.vae.kl_standard_normal(mu, log_var))
 
 
 def log_weights(config: VAEConfig, params: Any, x: Array, eps: Array) -> Array:
@@ -97,7 +97,7 @@ def make_vae(config: VAEConfig) -> Model:
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
         del keys, condition  # x = G(z) is the mean of p(x given z)
-        return likelihood(config).mean(decode(config, params["vae"], z))
+        return _mean(config, params["vae"], z)
 
     def encode_sample(
         params: Any, x: Array, keys: Array, condition: Any = None
@@ -143,16 +143,13 @@ def _elbo_objective(config: VAEConfig) -> Any:
         mu, log_var = encode(config, params["vae"], batch["x"])
         z = losses.vae.reparameterised(mu, log_var, eps)
         outputs = decode(config, params["vae"], z)
-        distortion = -_log_prob(config, params["vae"], batch["x"], outputs, batch)
+        log_prob = _log_prob(config, params["vae"], batch["x"], outputs, batch)
         kl = losses.vae.kl_standard_normal_per_dim(mu, log_var)
-        rate = jnp.sum(kl, axis=-1)
-        beta = config.beta
-        if config.beta_warmup:
-            beta *= losses.vae.beta_warmup(progress, warmup=config.beta_warmup)
-        price = rate
-        if config.free_bits:
-            price = losses.vae.free_bits(kl, minimum=config.free_bits)
-        return distortion + beta * price, Aux({"distortion": distortion, "rate": rate})
+        price = losses.vae.free_bits(kl, minimum=config.free_bits)
+        warm = losses.vae.beta_warmup(progress, warmup=config.beta_warmup)
+        loss = losses.vae.negative_elbo(log_prob, price, beta=config.beta * warm)
+        rate = jnp.sum(kl, axis=-1)  # reported as it is, without floor or weight
+        return loss, Aux(losses.vae.elbo_terms(log_prob, rate)._asdict())
 
     return objective
 
@@ -167,21 +164,23 @@ def _iwae_objective(config: VAEConfig) -> Any:
         mu, log_var = encode(config, params["vae"], x)
         z = _draws(mu, log_var, eps)
         if config.gradient == "dreg":
-            bound = losses.vae.dreg_iwae
             mu, log_var = jax.lax.stop_gradient((mu, log_var))
-        else:
-            bound = lambda weights_at, z: losses.vae.iwae(weights_at(z))  # noqa: E731
         terms = {}
 
         def weights_at(z: Array) -> Array:
             log_prob, log_ratio = _log_weight_terms(
                 config, params["vae"], x, z, mu, log_var
             )
-            terms["distortion"] = -jnp.mean(log_prob, axis=0)
-            terms["rate"] = jnp.mean(log_ratio, axis=0)
+            # Called once, and in the trace of the loss: these are its own values.
+            means = losses.vae.elbo_terms(log_prob.mean(axis=0), log_ratio.mean(axis=0))
+            terms.update(means._asdict())
             return log_prob - log_ratio
 
-        return -bound(weights_at, z), Aux(terms)
+        if config.gradient == "dreg":
+            bound = losses.vae.dreg_iwae(weights_at, z)
+        else:
+            bound = losses.vae.iwae(weights_at(z))
+        return -bound, Aux(terms)
 
     return objective
 

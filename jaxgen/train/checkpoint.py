@@ -103,39 +103,41 @@ class Checkpoints:
         Raises:
             CheckpointError: if a folder cannot be read, or holds another model.
         """
-        notes = []
         for leftover in self._directory.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for step in steps(self._directory):
-            path = self._directory / str(step)
-            fault = find_fault(path)
-            if fault is None:
-                return _read(self._orbax, path, abstract_state), notes
-            notes.append(_note(step, fault))
+        valid, faults = newest_valid(self._directory)
+        for path, fault in faults.items():
             if fault == UNFINISHED:
                 shutil.rmtree(path)
             else:
                 _set_aside(path)
-        return None, notes
+        state = None if valid is None else _read(self._orbax, valid, abstract_state)
+        return state, _notes(faults)
 
 
 def restore(directory: Path, abstract_state: Any) -> tuple[Any, list[str]]:
-    """Reads the newest valid checkpoint and changes nothing on disk.
+    """As `Checkpoints.restore_latest`, but changes nothing on disk.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: also if no checkpoint is valid.
     """
-    directory = directory.absolute()
-    notes = []
+    valid, faults = newest_valid(directory.absolute())
+    if valid is None:
+        reasons = "".join(f"; {note}" for note in _notes(faults))
+        raise CheckpointError(f"no valid checkpoint under {directory}{reasons}")
+    return _read(ocp.StandardCheckpointer(), valid, abstract_state), _notes(faults)
+
+
+def newest_valid(directory: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest folder without a fault, and the faults of the newer ones."""
+    faults = {}
     for step in steps(directory):
-        fault = find_fault(directory / str(step))
+        path = directory / str(step)
+        fault = find_fault(path)
         if fault is None:
-            checkpointer = ocp.StandardCheckpointer()
-            return _read(checkpointer, directory / str(step), abstract_state), notes
-        notes.append(_note(step, fault))
-    raise CheckpointError(
-        f"no valid checkpoint under {directory}" + "".join(f"; {n}" for n in notes)
-    )
+            return path, faults
+        faults[path] = fault
+    return None, faults
 
 
 def steps(directory: Path) -> list[int]:
@@ -205,8 +207,11 @@ def _read(checkpointer: Any, path: Path, abstract_state: Any) -> Any:
         ) from error
 
 
-def _note(step: int, fault: str) -> str:
-    return f"checkpoint {step} is not valid ({fault}); looking for an older"
+def _notes(faults: dict[Path, str]) -> list[str]:
+    return [
+        f"checkpoint {path.name} is not valid ({fault}); looking for an older"
+        for path, fault in faults.items()
+    ]
 
 
 def _set_aside(path: Path) -> None:

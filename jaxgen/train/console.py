@@ -14,7 +14,8 @@ PLAIN_SECONDS = 10.0  # between two plain lines
 
 def say(message: str) -> None:
     """One line to standard error; standard output is for results."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
 
 
 class _Eta(ProgressColumn):

@@ -93,7 +93,6 @@ class RunFolder:
 
     def create(self, config: configs.RunConfig) -> None:
         """Writes environment and config into a claimed folder."""
-        self.claim()
         self.write_environment()
         self.write_config(config)  # last: a folder with a config is a run
 
@@ -228,11 +227,13 @@ def write_text(path: Path, text: str) -> None:
 
 def _git() -> str | None:
     """Commit of the source tree, with "+" where it has local changes."""
-    where = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        run = lambda *args: subprocess.run(  # noqa: E731 - twice the same call
-            ["git", "-C", str(where), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,6 +1,7 @@
 """From a config, or a run folder, to a model with its parameters."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 from pathlib import Path
@@ -46,14 +47,18 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     )
     data = dataclasses.replace(config.data, transform=transform)
     if data.data_dir is not None:  # later commands may be given from another folder
-        data = dataclasses.replace(data, data_dir=str(Path(data.data_dir).absolute()))
+        data = dataclasses.replace(data, data_dir=_absolute(data.data_dir))
     if data.name.startswith("folder:"):
-        folder = Path(data.name.removeprefix("folder:")).absolute()
+        folder = _absolute(data.name.removeprefix("folder:"))
         height, _, channels = dataset.shape
         data = dataclasses.replace(
             data, name=f"folder:{folder}", image_size=height, channels=channels
         )
     return dataclasses.replace(config, model=model, data=data)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def data_identity(dataset: Dataset) -> dict[str, Any]:
@@ -80,9 +85,7 @@ def bind(config: RunConfig) -> Session:
 def abstract_state(session: Session) -> update.TrainState:
     """Shapes and dtypes of the training state, nothing computed."""
     batch = {"x": jax.ShapeDtypeStruct((1, *session.config.model.shape), jnp.float32)}
-    init = lambda key, batch: update.init_state(  # noqa: E731 - for eval_shape only
-        session.model, session.optimizers, key, batch
-    )
+    init = functools.partial(update.init_state, session.model, session.optimizers)
     return jax.eval_shape(init, jax.random.key(0), batch)
 
 

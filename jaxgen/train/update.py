@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxgen import estimators
 from jaxgen.models.base import Batch, Model, Params, Player
 
 
@@ -132,8 +133,9 @@ def _turn(
     def mean_loss(own: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
         params = {**state.params, player.name: own}
         loss, aux = player.objective(params, state.extra, batch, key, progress)
-        terms = {name: _masked_mean(term, batch) for name, term in aux.metrics.items()}
-        return _masked_mean(loss, batch), (terms, aux.extra)
+        terms = {name: _mean(term, batch) for name, term in aux.metrics.items()}
+        extra = state.extra if aux.extra is None else aux.extra
+        return _mean(loss, batch), (terms, extra)
 
     own = state.params[player.name]
     (loss, (terms, extra)), grads = jax.value_and_grad(mean_loss, has_aux=True)(own)
@@ -151,11 +153,11 @@ def _turn(
     }
 
 
-def _masked_mean(values: Array, batch: Batch) -> Array:
+def _mean(values: Array, batch: Batch) -> Array:
     """Mean over the unmasked examples; a scalar passes through."""
     if values.ndim == 0 or "mask" not in batch:
         return jnp.mean(values)
-    return jnp.sum(values * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+    return estimators.masked_mean(values, batch["mask"])
 
 
 def _average(ema: Params, params: Params, decay: float, step: Array) -> Params:
