@@ -100,9 +100,7 @@ def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
 
 def _guarded(command: Any) -> None:
     """Runs a command; every expected failure becomes one line and a status."""
-    # Orbax and TFDS show whole tracebacks of what is then raised and told in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    threading.excepthook = lambda args: None
+    _silence_libraries()
     try:
         status = command()
     except UserError as error:
@@ -121,6 +119,25 @@ def _guarded(command: Any) -> None:
             raise
         status = _fail(f"out of memory: a smaller --batch-size? ({error})", 1)
     sys.exit(status)
+
+
+def _silence_libraries() -> None:
+    """Orbax and TFDS show whole tracebacks of what is then raised and told in one line.
+
+    When one file of a checkpoint cannot be written, Orbax closes the event loop that the
+    other files are still being written on: each of them then complains of that, or of
+    its own error that nobody asks for any more.
+    """
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    threading.excepthook = lambda args: None
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _fail(error: Any, status: int) -> int:
