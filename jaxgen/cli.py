@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxgen import _signals
 from jaxgen._checks import RunError, UserError, unknown
 
 USAGE = """usage: jaxgen COMMAND ...
@@ -68,7 +69,7 @@ class EvaluateOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The console script; exits with 2 for a user's mistake."""
+    """Runs one command; exits with 2 for a user's mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "train": _train,
@@ -86,6 +87,7 @@ def experiment(family: str, **defaults: Any) -> None:
         family: Name of the model.
         **defaults: `model`, `data`, `train`: the family's, data's and training's config.
     """
+    _signals.end_quietly()
     _guarded(lambda: _train([family, *sys.argv[1:]], prog=sys.argv[0], **defaults))
 
 
@@ -110,8 +112,11 @@ def _guarded(command: Any) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except (RunError, OSError) as error:
+    except RunError as error:
         status = _fail(error, 1)
+    except OSError as error:
+        told = error.filename and f"{error.filename}: {error.strerror}"
+        status = _fail(told or error, 1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(
             error
@@ -170,7 +175,7 @@ def _parse_train(
     from jaxgen.train import config as configs
 
     parts = {
-        "options": TrainOptions,
+        "run": TrainOptions,
         "data": DataConfig,
         "train": configs.TrainConfig,
         "model": models.FAMILIES[family].config_class,
@@ -185,7 +190,7 @@ def _parse_train(
     config = configs.RunConfig(
         family=family, model=parsed.model, data=parsed.data, train=parsed.train
     )
-    return config, parsed.options
+    return config, parsed.run
 
 
 def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
@@ -272,7 +277,3 @@ def _experiments() -> dict[str, str]:
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         found[f"experiments/{path.name}"] = docstring.split("\n")[0]
     return found or {"(none)": "they lie in a clone of the repository"}
-
-
-if __name__ == "__main__":
-    main()

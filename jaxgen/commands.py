@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,14 @@ def train(config: configs.RunConfig, options: Any) -> int:
             '--tensorboard needs: python -m pip install -e ".[tensorboard]"'
         )
     dataset = data.open_dataset(config.data)
+    for note in dataset.notes:
+        say(note)
     data.check_batch_size(dataset.train, config.train.batch_size)
     bound = session.bind(session.resolve(config, dataset))
     if options.dry_run:
         _dry_run(bound)
         return 0
     run = rundir.RunFolder(options.out or rundir.find_or_claim(RUNS, bound.config))
-    for note in dataset.notes:
-        say(note)
     run.claim()
     with run.locked():
         if run.exists():
@@ -48,10 +49,8 @@ def train(config: configs.RunConfig, options: Any) -> int:
         say(_headline(bound, dataset))
         outcome = loop.train(bound, dataset, run, tensorboard=options.tensorboard)
         if outcome.signal is not None:
-            say(
-                f"stopped by signal {outcome.signal} at step {outcome.step:,}; a "
-                "checkpoint is saved: the same command continues"
-            )
+            name = signal.Signals(outcome.signal).name
+            say(f"{name}: saved step {outcome.step:,}; the same command continues")
             return _end(run, 128 + outcome.signal)
         if outcome.step_count == 0 and _is_judged(run, outcome.step):
             say(
@@ -138,8 +137,8 @@ def _judge(
     error = result["nll_nats_se"]
     say(
         f"test: {result['nll_nats']:.3f}{'' if error is None else f' +- {error:.3f}'} "
-        f"nats, {result['bits_per_dim']:.4f} bits/dim ({result['nll_nats_kind']}, "
-        f"{result['num_examples']:,} examples, {num_samples} samples each)"
+        f"nats, {result['bits_per_dim']:.3f} bits/dim ({result['nll_nats_kind']}, "
+        f"{result['num_examples']:,} images, {num_samples} samples)"
     )
     return result
 
@@ -199,9 +198,9 @@ def _headline(bound: session.Session, dataset: data.Dataset) -> str:
     count = session.num_parameters(session.abstract_state(bound).params)
     shape = "x".join(map(str, dataset.shape))
     return (
-        f"{config.family} on {config.data.name}: {dataset.train.num_examples:,} training "
-        f"images {shape}, {count:,} parameters, batch {config.train.batch_size}, "
-        f"{config.train.steps:,} steps"
+        f"{config.family} on {config.data.name}: {dataset.train.num_examples:,} images "
+        f"{shape}, {count:,} parameters, {config.train.steps:,} steps of "
+        f"{config.train.batch_size}"
     )
 
 

@@ -22,7 +22,7 @@ def call(capsys, *argv):
 def jaxgen(*argv, **options):
     """`jaxgen ARGV` in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxgen.cli", *map(str, argv)],
+        [sys.executable, "-m", "jaxgen", *map(str, argv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -46,6 +46,15 @@ def test_train_refuses_another_architecture_and_shows_the_difference(run, capsys
     assert (run / "config.json").read_bytes() == before
 
 
+def test_an_error_of_the_system_names_its_file(capsys, monkeypatch):
+    def refuse(argv):
+        raise PermissionError(13, "Permission denied", "/some/file")
+
+    monkeypatch.setattr(cli, "_list", refuse)
+    status, _, err = call(capsys, "list")
+    assert (status, err) == (1, "jaxgen: /some/file: Permission denied\n")
+
+
 def test_dry_run_prints_config_parameters_and_shapes_and_writes_nothing(
     tmp_path, capsys
 ):

@@ -43,6 +43,28 @@ def test_what_a_kill_before_the_config_leaves_is_taken_over(tmp_path, capsys):
     assert status == 0, err
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{}", "config.json: config: version None"),
+        ("config.json", '{"version": 1, "architectures": []}', "config.json: config:"),
+        ("config.json", "[1]", "not the config of a jaxgen run"),
+        ("config.json", "no JSON", "cannot be read"),
+        ("samples/reals.png", "precious", "holds files but no config.json"),
+    ],
+)
+def test_a_foreign_folder_is_left_as_it_is(tmp_path, capsys, name, content, message):
+    (tmp_path / "theirs" / name).parent.mkdir(parents=True)
+    (tmp_path / "theirs" / name).write_text(content)
+    status, _, err = call(capsys, "train", "vae", *SHORT, "--out", tmp_path / "theirs")
+    assert status == 2
+    assert message in err.splitlines()[-1]
+    left = [p for p in (tmp_path / "theirs").rglob("*") if p.is_file()]
+    assert left == [tmp_path / "theirs" / name]
+    assert left[0].read_text() == content
+    assert {p.name for p in (tmp_path / "theirs").iterdir()} == {name.split("/")[0]}
+
+
 def test_a_run_goes_on_only_with_the_data_it_was_begun_with(tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -140,8 +162,24 @@ def test_signals_finish_the_step_save_and_exit_with_their_status(
     process.send_signal(number)
     out, err = process.communicate(timeout=200)
     assert process.returncode == status, err
-    assert f"stopped by signal {int(number)}" in err
+    assert f"{signal.Signals(number).name}: saved step " in err
     assert out.splitlines()[-1] == f"run: {path}"
     saved = [int(p.name) for p in (path / "checkpoints").iterdir()]
     lines = (path / "metrics.jsonl").read_text().splitlines()
     assert max(saved) == json.loads(lines[-1])["step"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_signals_before_the_first_step_end_with_one_line(
+    tmp_path, number, status, word
+):
+    process = jaxgen("train", "vae", *TINY, "--out", tmp_path / "r")
+    assert process.stderr.readline().startswith("vae on digits")  # now it compiles
+    process.send_signal(number)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == status
+    assert err.splitlines()[-1] == f"jaxgen: {word}"
+    assert "Traceback" not in err

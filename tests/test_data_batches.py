@@ -14,7 +14,7 @@ from jaxgen.data import (
     eval_batches,
     stream,
 )
-from jaxgen.data.sources import SubsetSource, fixed_order, hold_out
+from jaxgen.data.sources import SubsetSource, fixed_order, hold_out, spread
 
 
 def _source(num: int, *, label: bool = True) -> ArraySource:
@@ -53,6 +53,11 @@ def test_batch_indices_every_epoch_is_a_permutation(
     np.testing.assert_array_equal(
         np.sort(epochs, axis=1), np.tile(np.arange(num_examples), (2, 1))
     )
+
+
+def test_spread_reaches_both_ends_evenly():
+    np.testing.assert_array_equal(spread(1000, 5), [0, 249, 499, 749, 999])
+    np.testing.assert_array_equal(spread(3, 3), [0, 1, 2])
 
 
 @settings(max_examples=30, deadline=None)

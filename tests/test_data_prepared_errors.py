@@ -181,5 +181,5 @@ def test_names_not_found_are_explained(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("os.listdir", denied)
-    with pytest.raises(UserError, match="data_dir: no permission to read"):
+    with pytest.raises(UserError, match="--data-dir: no permission to read"):
         open_prepared(tmp_path)

@@ -14,7 +14,7 @@ NUM_KILLS = 20
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(tmp_path):
-    argv = [sys.executable, "-m", "jaxgen.cli", "train", "vae", "--hidden", "8"]
+    argv = [sys.executable, "-m", "jaxgen", "train", "vae", "--hidden", "8"]
     argv += ["--latent-dim", "2", "--mixture", "1", "--batch-size", "32"]
     argv += ["--steps", "3000", "--checkpoint-every", "20", "--log-every", "10"]
     began = time.monotonic()

@@ -12,7 +12,13 @@ when they are first used, and for a set in the cache not at all.
 from jaxgen.data.batches import batch_indices, eval_batches, stream
 from jaxgen.data.config import DataConfig
 from jaxgen.data.opening import DATASETS, open_dataset
-from jaxgen.data.sources import ArraySource, Dataset, Source, check_batch_size
+from jaxgen.data.sources import (
+    ArraySource,
+    Dataset,
+    Source,
+    check_batch_size,
+    spread,
+)
 from jaxgen.data.transforms import prepare, static_binarise
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "eval_batches",
     "open_dataset",
     "prepare",
+    "spread",
     "static_binarise",
     "stream",
 ]

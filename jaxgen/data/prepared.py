@@ -57,9 +57,9 @@ def find_prepared(
     base, config, version = match.groups()
     if root.is_file() or (data_dir is not None and not root.exists()):
         raise UserError(
-            f"data_dir: {root} {'is a file' if root.is_file() else 'does not exist'}, "
+            f"--data-dir {root} {'is a file' if root.is_file() else 'does not exist'}, "
             f"expected a directory with prepared TFDS sets (DIR/{base}/VERSION); check "
-            "the path, or leave data_dir out for ~/tensorflow_datasets."
+            "the path, or leave --data-dir out for ~/tensorflow_datasets."
         )
     there, broken = _list_prepared(root, base)
     found = [
@@ -97,7 +97,7 @@ def _list_prepared(root: Path, name: str) -> tuple[list[Prepared], UserError | N
                 os.listdir(directory)  # Path.glob hides a lack of permission
     except PermissionError as error:
         raise UserError(
-            f"data_dir: no permission to read {error.filename}, expected a directory "
+            f"--data-dir: no permission to read {error.filename}, expected a directory "
             "you may list; change its permissions or choose another."
         ) from error
     depths = (_INFO, f"*/{_INFO}", f"*/*/{_INFO}", f"*/*/*/{_INFO}")
@@ -159,7 +159,7 @@ def _unknown(
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return UserError(
         f"data set: unknown name {name!r}{hint} (choose from {', '.join(own)}, "
-        f"folder:PATH, or a TFDS set prepared in {root}: {_there(there)})"
+        f"folder:PATH, or a TFDS set of {root}, {_there(there)})"
     )
 
 

@@ -124,12 +124,17 @@ def hold_out(source: Source, *, where: str) -> tuple[Source, Source, str]:
     return _subset(source, train), _subset(source, test), note
 
 
+def spread(num_examples: int, num: int) -> np.ndarray:
+    """`num` indices spread evenly over a set whose neighbours may be alike."""
+    return np.linspace(0, num_examples - 1, num).astype(np.int64)
+
+
 def check_batch_size(source: Source, batch_size: int) -> None:
     """Raises UserError unless 1 <= batch_size <= the number of examples."""
     if not 1 <= batch_size <= source.num_examples:
         raise UserError(
-            f"batch_size: got {batch_size}, expected 1 to {source.num_examples}, the "
-            "number of training images; choose a smaller batch or a larger set."
+            f"--batch-size {batch_size}: expected 1 to {source.num_examples}, the number of "
+            "training images; choose a smaller batch or a larger set"
         )
 
 

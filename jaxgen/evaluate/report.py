@@ -236,9 +236,10 @@ def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
 
 
 def _views(loaded: session.Loaded, dataset: data.Dataset) -> str:
-    """The model's own pictures, of the first test images."""
+    """The model's own pictures, of some test images."""
     num = min(NUM_TEST, dataset.test.num_examples)
-    batch = {"x": jnp.asarray(dataset.test.take(np.arange(num))["x"])}
+    chosen = data.spread(dataset.test.num_examples, num)
+    batch = {"x": jnp.asarray(dataset.test.take(chosen)["x"])}
     transform: Any = loaded.config.data.transform
     x = data.prepare(batch, jax.random.key(0), transform=transform)["x"]
     figures = []

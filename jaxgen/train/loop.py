@@ -350,7 +350,7 @@ def _write_reals(
     dataset: data.Dataset, session: Session, run: rundir.RunFolder
 ) -> None:
     num = min(NUM_SAMPLES, dataset.train.num_examples)
-    raw = dataset.train.take(np.arange(num))["x"]
+    raw = dataset.train.take(data.spread(dataset.train.num_examples, num))["x"]
     batch = {"x": jnp.asarray(raw)}
     transform = session.config.data.transform
     x = data.prepare(

@@ -63,7 +63,10 @@ class RunFolder:
             raise UserError(f"{self._config} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise UserError(f"{self._config} is not the config of a jaxgen run")
-        return configs.from_dict(values)
+        try:
+            return configs.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{self._config}: {error}") from error
 
     def claim(self) -> None:
         """Makes the folder, or checks that it is a run's or empty.
@@ -73,6 +76,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file, not a folder")
+        if self.exists():
+            self.read_config()  # another program's config.json is none of ours
         # What a run leaves that was killed before its config was written.
         ours = ("lock", "environment.json", "data.json", "samples")
         try:
@@ -80,6 +85,7 @@ class RunFolder:
             foreign = [
                 p for p in there if p.name not in ours and not p.name.startswith(".")
             ]
+            foreign += list(self.samples.iterdir()) if self.samples.is_dir() else []
             if foreign and not self.exists():
                 raise UserError(
                     f"--out {self.path} holds files but no config.json of a jaxgen run; "

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen import models
 from jaxgen._checks import UserError
-from jaxgen.data import Dataset
+from jaxgen.data import Dataset, spread
 from jaxgen.models.base import Model
 from jaxgen.train import checkpoint, update
 from jaxgen.train.config import RunConfig, make_optimizer
@@ -65,8 +65,8 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
     """Sizes, and a digest of 64 images of each split, to tell other data by."""
     digest = hashlib.sha256()
     for source in (dataset.train, dataset.test):
-        spread = np.linspace(0, source.num_examples - 1, 64).astype(np.int64)
-        digest.update(np.ascontiguousarray(source.take(spread)["x"]).tobytes())
+        images = source.take(spread(source.num_examples, 64))["x"]
+        digest.update(np.ascontiguousarray(images).tobytes())
     return {
         "shape": list(dataset.shape),
         "num_train": dataset.train.num_examples,
@@ -107,4 +107,7 @@ def load(path: Path) -> Loaded:
         state, notes = checkpoint.restore(run.checkpoints, target)
     except checkpoint.CheckpointError as error:
         raise UserError(str(error)) from error
-    return Loaded(run, session.config, session.model, state.ema, int(state.step), notes)
+    step = int(state.step)
+    if notes:
+        notes = [*notes, f"using step {step:,}"]
+    return Loaded(run, session.config, session.model, state.ema, step, notes)
