@@ -133,6 +133,19 @@ def test_train_stops_at_the_first_non_finite_step_and_names_it(tmp_path, digits)
     assert not (tmp_path / "run" / "checkpoints").exists()  # nothing bad was saved
 
 
+def test_train_saves_nothing_of_a_step_with_a_bad_metric(tmp_path, digits, monkeypatch):
+    real = loop._Writer.add
+
+    def add(self, step, metrics):
+        bad = {"rate": np.float32(np.nan)} if step == 8 else {}
+        real(self, step, {**metrics, **bad})
+
+    monkeypatch.setattr(loop._Writer, "add", add)
+    with pytest.raises(loop.NonFiniteError, match="step 8: rate is nan"):
+        run_in(tmp_path / "run", digits)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+
+
 def test_finite_copy_refuses_to_save_what_is_not_finite(digits):
     """The metrics of a step are of the parameters before its update."""
     bound = session.bind(session.resolve(TINY, digits))

@@ -53,6 +53,8 @@ def test_make_vae_takes_any_size_channels_and_likelihood(net, likelihood, shape)
     for _ in range(2):
         state, metrics = advance(state, {"x": x}, key)
     assert all(np.all(np.isfinite(value)) for value in metrics.values())
+    centre = state.params["vae"]["centre"]
+    np.testing.assert_allclose(centre, jnp.mean(x, axis=0), rtol=1e-6)  # not trained
     keys = indexed_keys(key, jnp.arange(6))
     z = model.encode(state.params, x, keys)
     made = model.generate(state.params, z, keys)
@@ -166,6 +168,40 @@ def test_importance_weighted_training_has_the_value_of_the_bound(gradient):
     )
 
 
+def test_dreg_training_has_the_doubly_reparameterised_gradient():
+    config, model = bound(
+        net="mlp", likelihood="bernoulli", num_importance=4, gradient="dreg"
+    )
+    x = images((8, 8, 1), "bernoulli")
+    params, extra = jax.jit(model.init)(jax.random.key(0), {"x": x})
+    key = jax.random.key(5)
+    keys = indexed_keys(key, jnp.arange(6))
+    eps = jax.vmap(lambda k: jax.random.normal(k, (4, 3)))(keys).swapaxes(0, 1)
+
+    def trained(params):
+        batch = {"x": x}
+        return model.players[0].objective(params, extra, batch, key, 0.0)[0].sum()
+
+    def by_definition(encoder):
+        # Tucker et al. 2018, equation 8: squared weights, and only the path through z.
+        own = {**params["vae"], "encoder": encoder}
+        mu, log_var = vae.encode(config, own, x)
+        z = mu[None] + jnp.exp(0.5 * log_var)[None] * eps
+        logits = vae.decode(config, own, z.reshape(24, 3)).reshape(4, 6, -1)
+        pixels = x.reshape(1, 6, -1)
+        log_p = (pixels * logits - jnp.logaddexp(0.0, logits)).sum(-1)
+        mu, log_var = jax.lax.stop_gradient((mu[None], log_var[None]))
+        log_q = -0.5 * (jnp.square(z - mu) / jnp.exp(log_var) + log_var).sum(-1)
+        log_w = log_p - 0.5 * jnp.square(z).sum(-1) - log_q
+        weights = jax.lax.stop_gradient(jax.nn.softmax(log_w, axis=0))
+        return -jnp.sum(jnp.square(weights) * log_w)
+
+    actual = jax.jit(jax.grad(trained))(params)["vae"]["encoder"]
+    expected = jax.jit(jax.grad(by_definition))(params["vae"]["encoder"])
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())
+
+
 def test_training_reaches_the_closed_form_of_a_linear_gaussian_vae():
     """Linear decoder and Gaussian noise: the optimum is probabilistic PCA."""
     rng = np.random.default_rng(0)
@@ -268,9 +304,8 @@ def test_free_bits_and_warmup_enter_the_loss():
     params, extra = jax.jit(model.init)(jax.random.key(0), {"x": x})
     args = (params, extra, {"x": x}, jax.random.key(1))
     loss, aux = model.players[0].objective(*args, jnp.float32(0.0))
-    np.testing.assert_allclose(
-        loss, aux.metrics["distortion"] + aux.metrics["rate"], rtol=1e-6
-    )
+    rate = aux.metrics["rate"]
+    np.testing.assert_allclose(loss, aux.metrics["distortion"] + rate, rtol=1e-6)
     _, warm = bound(likelihood="bernoulli", beta_warmup=0.5, beta=2.0)
     for progress, beta in ((0.0, 0.0), (0.25, 1.0), (0.9, 2.0)):
         loss, aux = warm.players[0].objective(*args, jnp.float32(progress))
@@ -279,6 +314,7 @@ def test_free_bits_and_warmup_enter_the_loss():
     _, free = bound(likelihood="bernoulli", free_bits=50.0)
     loss, aux = free.players[0].objective(*args, jnp.float32(0.0))
     np.testing.assert_allclose(loss, aux.metrics["distortion"] + 150.0, rtol=1e-6)
+    np.testing.assert_allclose(aux.metrics["rate"], rate, rtol=1e-6)  # as it is
 
 
 def test_config_is_json_ready():
