@@ -22,6 +22,7 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen train MODEL [options]   train, or continue, a run        (jaxgen train vae --help)
   jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
+  jaxgen bench [MODEL ...]       measure training speed here      (jaxgen bench --help)
   jaxgen list                    models, data sets, experiments
 """
 
@@ -36,6 +37,18 @@ class TrainOptions:
     """Print the resolved config, parameter count and step shapes, and stop."""
     tensorboard: bool = False
     """Mirror scalars and sample grids to RUN/tensorboard (extra "tensorboard")."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is not part of the config that is measured."""
+
+    repeats: int = 10
+    """Timings of which the median and the 10th and 90th percentile are told."""
+    json: bool = False
+    """Print one JSON object a model to standard output, all else to standard error."""
+    profile: Path | None = None
+    """Write an xprof trace of one repeat under this folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "sample": _sample,
         "evaluate": _evaluate,
+        "bench": _bench,
         "list": _list,
     }
     _guarded(lambda: _dispatch(commands, argv))
@@ -158,24 +172,40 @@ def _train(argv: list[str], *, prog: str = "jaxgen train", **defaults: Any) -> i
         names = "|".join(sorted(models.FAMILIES))
         sys.stdout.write(f"usage: jaxgen train {{{names}}} [options]\n")
         return 0 if argv else 2
-    if argv[0] not in models.FAMILIES:
-        raise UserError(unknown("model", argv[0], models.FAMILIES))
-    config, options = _parse_train(argv[0], argv[1:], prog, defaults)
+    config, options = _parse_config(argv[0], argv[1:], prog, TrainOptions, defaults)
 
     from jaxgen import commands
 
     return commands.train(config, options)
 
 
-def _parse_train(
-    family: str, argv: list[str], prog: str, defaults: dict[str, Any]
-) -> tuple[Any, TrainOptions]:
+def _bench(argv: list[str]) -> int:
+    from jaxgen import models
+
+    num = next((i for i, a in enumerate(argv) if a.startswith("-")), len(argv))
+    parsed = [
+        _parse_config(family, argv[num:], "jaxgen bench", BenchOptions, {})
+        for family in argv[:num] or sorted(models.FAMILIES)
+    ]
+    from jaxgen import commands
+
+    for config, options in parsed:
+        commands.bench(config, options)
+    return 0
+
+
+def _parse_config(
+    family: str, argv: list[str], prog: str, options: Any, defaults: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The config of a run of this family, and the command's own options."""
     from jaxgen import models
     from jaxgen.data import DataConfig
     from jaxgen.train import config as configs
 
+    if family not in models.FAMILIES:
+        raise UserError(unknown("model", family, models.FAMILIES))
     parts = {
-        "run": TrainOptions,
+        "run": options,
         "data": DataConfig,
         "train": configs.TrainConfig,
         "model": models.FAMILIES[family].config_class,

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
+from jaxgen.bench import throughput
 from jaxgen.evaluate import likelihood, report
 from jaxgen.train import checkpoint, loop, pictures, rundir, session, update
 from jaxgen.train import config as configs
@@ -91,6 +92,26 @@ def sample(options: Any) -> int:
     return 0
 
 
+def bench(config: configs.RunConfig, options: Any) -> int:
+    """Measures training speed and tells it; returns the exit status."""
+    if options.repeats < 1:
+        raise UserError(f"--repeats must be at least 1, got {options.repeats}")
+    result = throughput.measure(
+        config, repeats=options.repeats, profile=options.profile
+    )
+    say(
+        f"{result['family']} on {result['data']}: {result['examples_per_s']:,.0f} "
+        f"images/s, {result['ms_per_step']:.3f} ms a step "
+        f"({result['ms_per_step_p10']:.3f} .. {result['ms_per_step_p90']:.3f}), "
+        f"{100 * result['peak_fraction']:.0f} % of {result['peak_flops_per_s']:.2g} FLOP/s"
+    )
+    if options.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        _print_table(result)
+    return 0
+
+
 def evaluate(options: Any) -> int:
     """Judges a run on the whole test split; returns the exit status."""
     if options.num_samples < 1:
@@ -113,12 +134,17 @@ def evaluate(options: Any) -> int:
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:
-        for name, value in result.items():
-            text = f"{value:.4f}" if isinstance(value, float) else str(value)
-            sys.stdout.write(f"{name:<20} {text}\n")
+        _print_table(result)
     sys.stdout.flush()
     _write_judgement(loaded, dataset, result)  # last: the figures are already told
     return 0
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    width = max(map(len, result))
+    for name, value in result.items():
+        text = f"{value:,.4f}" if isinstance(value, float) else str(value)
+        sys.stdout.write(f"{name:<{width}}  {text}\n")
 
 
 def _judge(

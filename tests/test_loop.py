@@ -11,7 +11,7 @@ import pytest
 from jaxgen import data
 from jaxgen.models import vae
 from jaxgen.train import config as configs
-from jaxgen.train import loop, rundir, session
+from jaxgen.train import loop, rundir, session, writing
 
 TINY = configs.RunConfig(
     family="vae",
@@ -80,17 +80,17 @@ def test_train_writes_what_scripts_rely_on(tmp_path, digits):
 def test_train_continues_bit_for_bit_after_a_crash(
     tmp_path, digits, whole, monkeypatch, stop
 ):
-    real = loop._Writer.add
+    real = writing.Writer.add
 
-    def crash(self, step, metrics):
-        if step == stop:
+    def crash(self, done, count, metrics):
+        if done < stop <= done + count:
             raise RuntimeError("power cut")
-        real(self, step, metrics)
+        real(self, done, count, metrics)
 
-    monkeypatch.setattr(loop._Writer, "add", crash)
+    monkeypatch.setattr(writing.Writer, "add", crash)
     with pytest.raises(RuntimeError, match="power cut"):
         run_in(tmp_path / "cut", digits)
-    monkeypatch.setattr(loop._Writer, "add", real)
+    monkeypatch.setattr(writing.Writer, "add", real)
     run, outcome = run_in(tmp_path / "cut", digits)
     assert outcome.step == 12
     assert outcome.step_count == 12 - 4 * ((stop - 1) // 4)
@@ -99,6 +99,34 @@ def test_train_continues_bit_for_bit_after_a_crash(
     steps = [r["step"] for r in run.read_metrics()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 12
+
+
+def test_train_goes_on_with_another_layout_and_ends_the_same(
+    tmp_path, digits, monkeypatch
+):
+    def with_layout(**options):
+        return dataclasses.replace(
+            TINY, train=dataclasses.replace(TINY.train, **options)
+        )
+
+    one, _ = run_in(tmp_path / "one", digits)
+    real = writing.Writer.add
+
+    def crash(self, done, count, metrics):
+        if done + count > 7:
+            raise RuntimeError("power cut")
+        real(self, done, count, metrics)
+
+    monkeypatch.setattr(writing.Writer, "add", crash)
+    first = with_layout(parallel="pmap", devices=4, steps_per_dispatch=2)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_in(tmp_path / "moved", digits, first)
+    monkeypatch.setattr(writing.Writer, "add", real)
+    second = with_layout(parallel="fsdp", devices=8, accumulate=2)
+    moved, outcome = run_in(tmp_path / "moved", digits, second)
+    assert outcome == loop.Outcome(12, 8, None)
+    losses, expected = ([r["loss"] for r in run.read_metrics()] for run in (moved, one))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_train_is_the_same_resident_and_streamed(tmp_path, digits, whole):
@@ -125,7 +153,7 @@ def test_train_stops_at_the_first_non_finite_step_and_names_it(tmp_path, digits)
             TINY.train, learning_rate=1e30, warmup=0.0, schedule="constant"
         ),
     )
-    with pytest.raises(loop.NonFiniteError) as caught:
+    with pytest.raises(writing.NonFiniteError) as caught:
         run_in(tmp_path / "run", digits, config)
     message = str(caught.value)
     assert "step 3" in message or "step 2" in message
@@ -134,14 +162,14 @@ def test_train_stops_at_the_first_non_finite_step_and_names_it(tmp_path, digits)
 
 
 def test_train_saves_nothing_of_a_step_with_a_bad_metric(tmp_path, digits, monkeypatch):
-    real = loop._Writer.add
+    real = writing.Writer.add
 
-    def add(self, step, metrics):
-        bad = {"rate": np.float32(np.nan)} if step == 8 else {}
-        real(self, step, {**metrics, **bad})
+    def add(self, done, count, metrics):
+        bad = {"rate": metrics["rate"] + np.nan} if done + count == 8 else {}
+        real(self, done, count, {**metrics, **bad})
 
-    monkeypatch.setattr(loop._Writer, "add", add)
-    with pytest.raises(loop.NonFiniteError, match="step 8: rate is nan"):
+    monkeypatch.setattr(writing.Writer, "add", add)
+    with pytest.raises(writing.NonFiniteError, match=r"step [78]: rate is nan"):
         run_in(tmp_path / "run", digits)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
 
@@ -155,7 +183,7 @@ def test_finite_copy_refuses_to_save_what_is_not_finite(digits):
     copy = loop._finite_copy(7, state)
     assert jax.tree.structure(copy) == jax.tree.structure(state)
     state.params["vae"]["decoder"]["output"]["bias"] += jnp.inf
-    with pytest.raises(loop.NonFiniteError, match=r"step 7: .*'output'.*and 0 more"):
+    with pytest.raises(writing.NonFiniteError, match=r"step 7: .*'output'.*and 0 more"):
         loop._finite_copy(7, state)
 
 
@@ -168,9 +196,9 @@ def test_check_finite_names_the_term_and_the_parameter():
     }
     paths = {"vae": ["['decoder']['kernel']", "['encoder']['kernel']"]}
     with pytest.raises(
-        loop.NonFiniteError, match=r"step 7: rate is inf.*vae\['encoder'\]"
+        writing.NonFiniteError, match=r"step 7: rate is inf.*vae\['encoder'\]"
     ):
-        loop._check_finite(7, metrics, paths)
+        writing._check_finite(7, metrics, paths)
 
 
 def test_train_mirrors_to_tensorboard(tmp_path, digits):

@@ -47,11 +47,14 @@ class Player(NamedTuple):
             part. `progress` is the fraction of the run done, in [0, 1): schedules of a
             loss (warm-up of beta, say) are functions of it.
         updates_per_step: How often it is updated before the next player's turn.
+        couples_examples: Whether an example's loss depends on the others of its batch,
+            so that the batch may not be cut into parts.
     """
 
     name: str
     objective: Callable[..., tuple[Array, Aux]]
     updates_per_step: int = 1
+    couples_examples: bool = False
 
 
 @functools.partial(

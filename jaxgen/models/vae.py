@@ -94,6 +94,7 @@ def make_vae(config: VAEConfig) -> Model:
     """Binds a resolved config to the contract of `jaxgen.models.base.Model`."""
     analytic = config.gradient == "analytic"
     objective = _elbo_objective(config) if analytic else _iwae_objective(config)
+    coupled = config.likelihood == "gaussian" and config.sigma == "optimal"
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
         del keys, condition  # x = G(z) is the mean of p(x given z)
@@ -109,7 +110,7 @@ def make_vae(config: VAEConfig) -> Model:
 
     return Model(
         init=lambda key, batch: ({"vae": _init(config, key, batch)}, ()),
-        players=(Player("vae", objective),),
+        players=(Player("vae", objective, couples_examples=coupled),),
         prior=normal_prior((config.latent_dim,)),
         generate=generate,
         encode=encode_sample,

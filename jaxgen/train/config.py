@@ -45,6 +45,14 @@ class TrainConfig:
     """Clip the gradient to this global norm; 0 does not."""
     ema_half_life: float = 0.01
     """Half-life of the averaged parameters, as a fraction of the run; 0 keeps none."""
+    parallel: Literal["sharded", "fsdp", "pmap"] = "sharded"
+    """How an update is split over devices: by XLA, the state too, or by jax.pmap."""
+    devices: int = 0
+    """How many devices share a batch; 0 for all accelerators, or one CPU."""
+    steps_per_dispatch: int = 0
+    """Updates in one compiled program run; 0 chooses."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are summed one after the other, to save memory."""
     log_every: int = 0
     """Steps between lines of metrics.jsonl; 0 gives 100 lines a run, or more."""
     sample_every: int = 0
@@ -56,6 +64,10 @@ class TrainConfig:
         check_finite_options(self)
         _require(self.steps >= 1, "steps", self.steps, "at least 1")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
+        _require(self.devices >= 0, "devices", self.devices, "not negative")
+        dispatch = self.steps_per_dispatch
+        _require(dispatch >= 0, "steps-per-dispatch", dispatch, "not negative")
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in 0 .. 2^31 - 1")
         _require(
             self.learning_rate > 0, "learning-rate", self.learning_rate, "positive"
@@ -177,6 +189,7 @@ def may_change(key: str) -> bool:
     """Whether a continued run may change this key: only what leaves its state valid."""
     free = ("steps", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
     free += ("log_every", "sample_every", "checkpoint_every", "ema_half_life")
+    free += ("parallel", "devices", "steps_per_dispatch", "accumulate")
     return key in {f"train.{name}" for name in free} | {"data.data_dir"}
 
 

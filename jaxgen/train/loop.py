@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import signal
@@ -14,21 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
-from jaxgen._checks import RunError
 from jaxgen.models.base import Model, sample_keys
-from jaxgen.train import checkpoint, console, pictures, rundir, update
+from jaxgen.train import (
+    checkpoint,
+    console,
+    parallel,
+    pictures,
+    rundir,
+    update,
+    writing,
+)
 from jaxgen.train.session import Session, abstract_state
 
 NUM_SAMPLES = 64  # images in a sample grid
 INIT_NUMBERS = 2**23  # of at most 4096 images that a data-dependent init sees
-REMEDY = (
-    "Nothing of it was saved: with a lower --learning-rate or with --clip-norm the run "
-    "goes on from its last checkpoint"
-)
-
-
-class NonFiniteError(RunError):
-    """A loss or gradient that is not a number; says the step, the term, the parameter."""
 
 
 class Outcome(NamedTuple):
@@ -92,12 +92,30 @@ def _train_from(
     tensorboard: bool,
 ) -> Outcome:
     config, start = session.config.train, int(state.step)
+    layout = make_layout(config)
     feed = make_feed(dataset.train, config.seed, config.batch_size, start, config.steps)
-    item = next(feed.items)
-    step_fn, compile_s = _compile(session, state, feed, item)
-    writer = _Writer(run, config, state, compile_s, tensorboard=tensorboard)
-    draw = Sampler(session.model, config.seed)
     key = jax.random.key(config.seed)
+    first = next(feed.items)
+    state, resident = layout.place(state), layout.place_resident(feed.resident)
+    began = time.perf_counter()
+    program = layout.compile(
+        make_advance(session, layout),
+        feed.fetch,
+        (state, resident, first, key),
+        config.steps_per_dispatch,
+    )
+    compile_s = time.perf_counter() - began
+    where = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
+    console.say(f"compiled in {compile_s:.1f} s{where}")
+    writer = writing.Writer(
+        run,
+        config,
+        writing.paths_of(state.params),
+        start,
+        compile_s,
+        tensorboard=tensorboard,
+    )
+    draw = Sampler(session.model, config.seed)
     done = start
     with (
         _signals() as caught,
@@ -106,24 +124,47 @@ def _train_from(
     ):
         if start == 0:
             _write_reals(dataset, session, run)
-            writer.samples(0, draw(state.ema))
-        for done in range(start + 1, config.steps + 1):
-            state, metrics = step_fn(state, feed.resident, item, key)
-            writer.add(done, metrics)
+            writer.samples(0, draw(layout.view(state.ema)))
+        items = itertools.chain([first], items)
+        while True:
+            count = min(program.num_steps, _next_event(config, done) - done)
+            batches = layout.place_items(
+                list(itertools.islice(items, count)), program.num_steps
+            )
+            state, metrics = program.run(state, resident, batches, np.int32(count), key)
+            if layout.is_eager:
+                jax.block_until_ready(metrics)
+            writer.add(done, count, metrics)
+            done += count
             last = done == config.steps or bool(caught)
             if last or done % config.every("checkpoint") == 0:
                 writer.flush()
-                checkpoints.save(done, _finite_copy(done, state))
+                checkpoints.save(done, _finite_copy(done, layout.view(state)))
             elif done % config.every("log") == 0:
                 writer.flush()
             if done % config.every("sample") == 0 or done == config.steps:
                 writer.flush()
-                writer.samples(done, draw(state.ema))
+                writer.samples(done, draw(layout.view(state.ema)))
             if last:
                 break
-            item = next(items)
         checkpoints.wait()
     return Outcome(done, done - start, caught[0] if caught else None)
+
+
+def _next_event(config: Any, done: int) -> int:
+    """The next step after `done` at which the host has something to do."""
+    intervals = [config.every(name) for name in ("log", "sample", "checkpoint")]
+    return min(config.steps, *(done - done % n + n for n in intervals))
+
+
+def make_layout(config: Any) -> parallel.Layout:
+    """Where a run of this training config lies."""
+    return parallel.Layout(
+        config.parallel,
+        config.devices,
+        batch_size=config.batch_size,
+        num_parts=config.accumulate,
+    )
 
 
 def make_feed(
@@ -132,7 +173,7 @@ def make_feed(
     """Batches `start .. steps` of a source; batch t is a function of (seed, t) alone."""
     data.check_batch_size(source, batch_size)
     if isinstance(source, data.ArraySource):
-        resident = {name: jnp.asarray(a) for name, a in source.arrays.items()}
+        resident = dict(source.arrays)
         indices = functools.partial(
             data.batch_indices, num_examples=source.num_examples, batch_size=batch_size
         )
@@ -180,6 +221,11 @@ def _initial_state(
         return state
     if notes:
         console.say("no valid checkpoint is left: starting again from step 0")
+    return first_state(session, dataset)
+
+
+def first_state(session: Session, dataset: data.Dataset) -> update.TrainState:
+    """The state before the first update, on one device."""
     config = session.config
     key = jax.random.key(config.train.seed)
     num = max(1, min(4096, INIT_NUMBERS // math.prod(dataset.shape)))
@@ -193,131 +239,17 @@ def _initial_state(
     return jax.jit(init)(jax.random.fold_in(key, 2**31 - 1), raw)
 
 
-def _compile(
-    session: Session, state: update.TrainState, feed: Feed, item: Any
-) -> tuple[Callable[..., Any], float]:
-    """The whole step as one compiled program, and the seconds that took."""
+def make_advance(session: Session, layout: parallel.Layout) -> update.Update:
+    """The update of a run on a layout, not compiled."""
     config = session.config
-    advance = update.make_update(
+    return update.make_update(
         session.model,
         session.optimizers,
         num_steps=config.train.steps,
         ema_half_life=config.train.ema_half_life,
         prepare=functools.partial(data.prepare, transform=config.data.transform),
-    )
-
-    def step(state: Any, resident: Any, item: Any, key: jax.Array) -> Any:
-        return advance(state, feed.fetch(resident, item), key)
-
-    began = time.perf_counter()
-    key = jax.random.key(config.train.seed)
-    lowered = jax.jit(step, donate_argnums=0).lower(state, feed.resident, item, key)
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - began
-    console.say(f"compiled in {seconds:.1f} s")
-    return compiled, seconds
-
-
-class _Writer:
-    """metrics.jsonl, samples, TensorBoard and the meter; reads the device in batches."""
-
-    def __init__(
-        self, run: Any, config: Any, state: Any, compile_s: float, *, tensorboard: bool
-    ):
-        self._run, self._config = run, config
-        self._paths = {
-            name: [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(tree)]
-            for name, tree in state.params.items()
-        }
-        start = int(state.step)
-        records = run.read_metrics()
-        self._train_s = records[-1].get("train_s", 0.0) if records else 0.0
-        self._compile_s = compile_s
-        self._pending: list[tuple[int, Any]] = []
-        self._meter = console.Meter(config.steps, start)
-        self._board = _tensorboard(run, start) if tensorboard else None
-        self._since = time.perf_counter()
-
-    def add(self, step: int, metrics: Any) -> None:
-        self._pending.append((step, metrics))
-
-    def flush(self) -> None:
-        """Waits for the device, checks every step, writes one line for them all."""
-        if not self._pending:
-            return
-        pending, self._pending = jax.device_get(self._pending), []
-        seconds = time.perf_counter() - self._since
-        self._train_s += seconds
-        for step, metrics in pending:
-            _check_finite(step, metrics, self._paths)
-        steps_per_s = len(pending) / seconds
-        step = pending[-1][0]
-        terms = {
-            name: float(np.mean([np.linalg.norm(m[name]) for _, m in pending]))
-            if name.startswith("gradient_norms/")
-            else float(np.mean([m[name] for _, m in pending], dtype=np.float64))
-            for name in pending[0][1]
-        }
-        losses = [value for name, value in terms.items() if name.startswith("loss/")]
-        record = {
-            "step": step,
-            "loss": sum(losses),
-            **{
-                name.replace("gradient_norms/", "gradient_norm/"): v
-                for name, v in terms.items()
-            },
-            "images_per_s": steps_per_s * self._config.batch_size,
-            "train_s": self._train_s,
-        }
-        if self._compile_s:
-            record["compile_s"], self._compile_s = self._compile_s, 0.0
-        self._run.append_metrics(record)
-        if self._board is not None:
-            for name, value in record.items():
-                self._board.add_scalar(name, value, step)
-        self._meter.show(step, record["loss"], record["images_per_s"], steps_per_s)
-        self._since = time.perf_counter()
-
-    def samples(self, step: int, images: np.ndarray) -> None:
-        """Writes the grid of the fixed latents; its time is not training time."""
-        picture = pictures.grid(images)
-        path = self._run.samples / f"step_{step:08d}.png"
-        rundir.write_bytes(path, pictures.png(picture, min_side=256))
-        if self._board is not None:
-            self._board.add_image("samples", picture, step, dataformats="HWC")
-        self._since = time.perf_counter()
-
-    def close(self) -> None:
-        self._meter.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _check_finite(
-    step: int, metrics: dict[str, Any], paths: dict[str, list[str]]
-) -> None:
-    """Raises NonFiniteError for the first metric that is not finite."""
-    bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
-    if not bad:
-        return
-    terms = [n for n in bad if not n.startswith(("loss/", "gradient_norms/"))]
-    losses = [n for n in bad if n.startswith("loss/")]
-    leaves = [
-        f"{player}{path}"
-        for player, names in paths.items()
-        for path, norm in zip(names, metrics[f"gradient_norms/{player}"], strict=True)
-        if not np.isfinite(norm)
-    ]
-    what = (terms or losses or ["the gradient"])[0]
-    value = metrics.get(what, np.nan)
-    where = (
-        f"gradient of {leaves[0]} and {len(leaves) - 1} more"
-        if leaves
-        else "no gradient"
-    )
-    raise NonFiniteError(
-        f"step {step}: {what} is {float(np.ravel(value)[0])}; not finite: {where}. "
-        f"{REMEDY}"
+        num_parts=config.train.accumulate,
+        axis_name=layout.axis_name,
     )
 
 
@@ -339,9 +271,9 @@ def _finite_copy(step: int, state: update.TrainState) -> update.TrainState:
     ]
     bad = [path for path, good in zip(paths, finite, strict=True) if not good]
     if bad:
-        raise NonFiniteError(
+        raise writing.NonFiniteError(
             f"step {step}: the update made {bad[0]} and {len(bad) - 1} more parameters "
-            f"not finite. {REMEDY}"
+            f"not finite. {writing.REMEDY}"
         )
     return copy
 
@@ -358,12 +290,6 @@ def _write_reals(
     )["x"]
     picture = pictures.grid(pictures.to_uint8(np.asarray(x)))
     rundir.write_bytes(run.samples / "reals.png", pictures.png(picture, min_side=256))
-
-
-def _tensorboard(run: rundir.RunFolder, start: int) -> Any:
-    from tensorboardX import SummaryWriter  # an extra
-
-    return SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,11 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
 def bind(config: RunConfig) -> Session:
     """Model and optimizers of a resolved config."""
     model = models.FAMILIES[config.family].make(config.model)
+    pmapped = "data" if config.train.parallel == "pmap" else None
+    try:
+        update.check_splittable(model, config.train.accumulate, pmapped)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     optimizers = {player.name: make_optimizer(config.train) for player in model.players}
     return Session(config, model, optimizers)
 

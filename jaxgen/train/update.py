@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import estimators
 from jaxgen.models.base import Batch, Model, Params, Player
 
 
@@ -74,8 +73,13 @@ def make_update(
     num_steps: int,
     ema_half_life: float = 0.0,
     prepare: Callable[[Batch, Array], Batch] = lambda batch, key: batch,
+    num_parts: int = 1,
+    axis_name: str | None = None,
 ) -> Update:
     """Builds the update that serves every family.
+
+    Gradients are sums over examples divided by their number in the global batch, so that
+    neither `num_parts` nor the devices of `axis_name` change what is computed.
 
     Args:
         model: The family bound to its config.
@@ -84,6 +88,10 @@ def make_update(
         ema_half_life: Half-life of the parameter average as a fraction of the run;
             0 keeps no average (`ema` is then a copy of `params`).
         prepare: `(raw batch, key) -> batch`, from the stored bytes to `x` in [0, 1].
+        num_parts: Gradient accumulation: into how many parts the batch is cut, one
+            after the other, for memory's sake.
+        axis_name: Of the enclosing `jax.pmap` or `jax.shard_map`, over whose devices
+            the batch is split; its `index` must then be the global position.
 
     Returns:
         `update(state, batch, key) -> (state, metrics)`: pure, not compiled. `key` is
@@ -91,6 +99,7 @@ def make_update(
         means over the unmasked examples, in nats; `gradient_norms/<player>` is `[L]`,
         one norm per leaf of the player's parameters, before clipping.
     """
+    check_splittable(model, num_parts, axis_name)
     decay = (
         0.5 ** (1.0 / max(ema_half_life * num_steps, 1e-9)) if ema_half_life else 0.0
     )
@@ -106,7 +115,12 @@ def make_update(
             for repeat in range(player.updates_per_step):
                 turn_key = jax.random.fold_in(jax.random.fold_in(key, number), repeat)
                 state, terms = _turn(
-                    player, optimizers[player.name], state, batch, turn_key, progress
+                    player,
+                    optimizers[player.name],
+                    state,
+                    (batch, turn_key, progress),
+                    num_parts,
+                    axis_name,
                 )
             if shared := metrics.keys() & terms.keys():
                 raise ValueError(
@@ -124,21 +138,31 @@ def _turn(
     player: Player,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: Batch,
-    key: Array,
-    progress: Array,
+    given: tuple[Batch, Array, Array],
+    num_parts: int,
+    axis_name: str | None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One player's update, everybody else's parameters frozen."""
+    batch, key, progress = given
+    share = _shares(batch, num_parts, axis_name)
 
-    def mean_loss(own: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
+    def part_of_mean_loss(own: Any, part: Batch) -> tuple[Array, Any]:
         params = {**state.params, player.name: own}
-        loss, aux = player.objective(params, state.extra, batch, key, progress)
-        terms = {name: _mean(term, batch) for name, term in aux.metrics.items()}
+        loss, aux = player.objective(params, state.extra, part, key, progress)
+        terms = {name: share(term, part) for name, term in aux.metrics.items()}
         extra = state.extra if aux.extra is None else aux.extra
-        return _mean(loss, batch), (terms, extra)
+        return share(loss, part), (terms, extra)
 
     own = state.params[player.name]
-    (loss, (terms, extra)), grads = jax.value_and_grad(mean_loss, has_aux=True)(own)
+    gradient = jax.value_and_grad(part_of_mean_loss, has_aux=True)
+    ((loss, (terms, extra)), grads) = _over_parts(
+        lambda part: gradient(own, part), batch, num_parts
+    )
+    if axis_name is not None:
+        loss, terms, grads = jax.lax.psum((loss, terms, grads), axis_name)
+        extra = jax.tree.map(
+            lambda e: jax.lax.pmean(e, axis_name) if _is_float(e) else e, extra
+        )
     updates, opt_state = optimizer.update(grads, state.opt_state[player.name], own)
     norms = jnp.stack([jnp.linalg.norm(jnp.ravel(g)) for g in jax.tree.leaves(grads)])
     state = state._replace(
@@ -153,11 +177,58 @@ def _turn(
     }
 
 
-def _mean(values: Array, batch: Batch) -> Array:
-    """Mean over the unmasked examples; a scalar passes through."""
-    if values.ndim == 0 or "mask" not in batch:
-        return jnp.mean(values)
-    return estimators.masked_mean(values, batch["mask"])
+def _shares(
+    batch: Batch, num_parts: int, axis_name: str | None
+) -> Callable[[Array, Batch], Array]:
+    """`share(values, part)`: what a part adds to the mean over the whole batch."""
+    count = jnp.float32(batch["x"].shape[0])
+    if "mask" in batch:
+        count = jnp.sum(batch["mask"] > 0).astype(jnp.float32)
+    num_shares = num_parts
+    if axis_name is not None:
+        count = jax.lax.psum(count, axis_name)
+        num_shares = num_parts * jax.lax.axis_size(axis_name)
+
+    def share(values: Array, part: Batch) -> Array:
+        if values.ndim == 0:
+            return values / num_shares
+        if "mask" in part:  # what stands at padding, even NaN, has no effect
+            values = jnp.where(part["mask"] > 0, values, 0)
+        return jnp.sum(values) / jnp.maximum(count, 1)
+
+    return share
+
+
+def _over_parts(f: Callable[[Batch], Any], batch: Batch, num_parts: int) -> Any:
+    """`f` summed over equal parts of a batch, but its carried `extra` averaged."""
+    if num_parts == 1:
+        return f(batch)
+    index = jnp.arange(batch["x"].shape[0], dtype=jnp.int32)
+    # Strided, so that a batch that is split over devices stays where it is.
+    parts = {
+        name: a.reshape(-1, num_parts, *a.shape[1:]).swapaxes(0, 1)
+        for name, a in {"index": index, **batch}.items()
+    }
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        ((loss, (terms, extra)), grads) = f(part)
+        extra = jax.tree.map(lambda e: e / num_parts if _is_float(e) else e, extra)
+        (old_loss, (old_terms, old_extra)), old_grads = total
+        extra = jax.tree.map(
+            lambda old, new: old + new if _is_float(new) else new, old_extra, extra
+        )
+        loss, terms, grads = jax.tree.map(
+            jnp.add, (old_loss, old_terms, old_grads), (loss, terms, grads)
+        )
+        return ((loss, (terms, extra)), grads), None
+
+    shapes = jax.eval_shape(f, {name: a[0] for name, a in parts.items()})
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _is_float(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _average(ema: Params, params: Params, decay: float, step: Array) -> Params:
@@ -177,3 +248,13 @@ def check_players(model: Model, params: Params, optimizers: Optimizers) -> None:
                 f"make_update: {what} has the players {sorted(found)}, the model has "
                 f"{sorted(names)}; give each player exactly one entry."
             )
+
+
+def check_splittable(model: Model, num_parts: int, axis_name: str | None) -> None:
+    """Raises ValueError where a loss that couples its examples would be split."""
+    coupled = [p.name for p in model.players if p.couples_examples]
+    if coupled and (num_parts > 1 or axis_name is not None):
+        raise ValueError(
+            f"make_update: the loss of {coupled} depends on the whole batch, which "
+            "gradient accumulation and pmap would cut into pieces."
+        )

@@ -1,0 +1,227 @@
+"""Step throughput of a model, one schema for every family.
+
+Protocol: compile once ahead of time, warm up, then repeats of many queued updates with
+one wait at the end of each; the median and the spread of the repeats are reported. The
+batches are those of training, so that waiting for data shows.
+"""
+
+import functools
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import data
+from jaxgen.train import config as configs
+from jaxgen.train import loop, parallel, rundir
+from jaxgen.train.session import abstract_state, bind, num_parameters, resolve
+
+REPEATS = 10
+MIN_STEPS = 20  # a repeat
+MIN_SECONDS = 0.3  # a repeat
+MATMUL = 2048
+
+# Dense bfloat16 FLOP/s of one JAX device, by `device_kind`; sources in BUILD_NOTES.
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def measure(
+    config: configs.RunConfig, *, repeats: int = REPEATS, profile: Path | None = None
+) -> dict[str, Any]:
+    """Trains a model for a few seconds and says how fast that went.
+
+    Args:
+        config: Of the run; `steps` plays no part.
+        repeats: How many timings the median is taken of.
+        profile: Where to write an xprof trace of one more repeat.
+
+    Returns:
+        `examples_per_s`, `examples_per_s_per_device`, `ms_per_step` with `_p10` and
+        `_p90`, `compile_s`, `host_us_per_step` (what the host does for a step while
+        the device is idle: batch indices, placing, dispatch), `flops_per_example` and
+        `bytes_accessed` (a step; XLA's count for the program of one update),
+        `peak_fraction` (of `peak_flops_per_s`: the table's on accelerators, the measured
+        matrix product's elsewhere), `peak_memory_bytes`, `data_wait_share`,
+        `steps_per_dispatch`, and what it ran on.
+    """
+    dataset = data.open_dataset(config.data)
+    session = bind(resolve(config, dataset))
+    train = session.config.train
+    layout = loop.make_layout(train)
+    endless = 2**30  # batches; they are made one by one
+    feed = loop.make_feed(dataset.train, train.seed, train.batch_size, 0, endless)
+    first = next(feed.items)
+    items = itertools.chain([first], feed.items)
+    advance = loop.make_advance(session, layout)
+    state = layout.place(loop.first_state(session, dataset))
+    resident = layout.place_resident(feed.resident)
+    arguments = (state, resident, first, jax.random.key(train.seed))
+    began = time.perf_counter()
+    program = layout.compile(advance, feed.fetch, arguments, train.steps_per_dispatch)
+    compile_s = time.perf_counter() - began
+    single = program
+    if program.num_steps > 1:  # XLA counts the body of a loop once, or not at all
+        single = layout.compile(advance, feed.fetch, arguments, 1)
+
+    runner = _Runner(layout, program, state, resident, items, arguments[-1])
+    timings = runner.timings(repeats)
+    host_s = runner.host_seconds()
+    if profile is not None:
+        with jax.profiler.trace(str(profile)):
+            runner.timings(1)
+    feed.items.close()
+    step_s = [t.seconds / t.steps for t in timings]
+    ms = [1e3 * s for s in step_s]
+    costs = _costs(single.run, layout.num_devices)
+    median_s = statistics.median(step_s)
+    rate = train.batch_size / median_s
+    peak = _peak(layout.devices[0]) * layout.num_devices
+    return {
+        "family": config.family,
+        "data": session.config.data.name,
+        "shape": list(dataset.shape),
+        "num_parameters": num_parameters(abstract_state(session).params),
+        "batch_size": train.batch_size,
+        "parallel": train.parallel,
+        "num_devices": layout.num_devices,
+        "device_kind": layout.devices[0].device_kind,
+        "examples_per_s": rate,
+        "examples_per_s_per_device": rate / layout.num_devices,
+        "ms_per_step": statistics.median(ms),
+        "ms_per_step_p10": float(np.percentile(ms, 10)),
+        "ms_per_step_p90": float(np.percentile(ms, 90)),
+        "compile_s": compile_s,
+        "host_us_per_step": 1e6 * host_s,
+        "flops_per_example": costs["flops"] / train.batch_size,
+        "peak_flops_per_s": peak,
+        "peak_fraction": costs["flops"] / median_s / peak,
+        "bytes_accessed": costs["bytes accessed"],
+        "peak_memory_bytes": _peak_memory(program.run),
+        "data_wait_share": sum(t.waited for t in timings)
+        / sum(t.seconds for t in timings),
+        "steps_per_dispatch": program.num_steps,
+        "environment": rundir.environment(),
+    }
+
+
+class Timing(NamedTuple):
+    """One repeat: seconds in all, of them waited for data, and updates done."""
+
+    seconds: float
+    waited: float
+    steps: int
+
+
+class _Runner:
+    """Dispatches a program on the batches of training, as the loop does."""
+
+    def __init__(
+        self,
+        layout: parallel.Layout,
+        program: parallel.Program,
+        state: Any,
+        resident: Any,
+        items: Iterator[Any],
+        key: jax.Array,
+    ):
+        self._layout, self._program = layout, program
+        self._state, self._resident, self._items = state, resident, items
+        self._key = key
+
+    def timings(self, repeats: int) -> list[Timing]:
+        """Of repeats with one wait at the end, after two dispatches to warm up."""
+        for _ in range(2):
+            self._dispatch()
+        jax.block_until_ready(self._state)
+        dispatches = math.ceil(MIN_STEPS / self._program.num_steps)
+        seconds = self._repeat(dispatches).seconds
+        dispatches *= max(1, math.ceil(MIN_SECONDS / seconds))
+        return [self._repeat(dispatches) for _ in range(repeats)]
+
+    def host_seconds(self) -> float:
+        """What the host does for one update, the device being idle; median of 20."""
+        seconds = []
+        for _ in range(20):
+            jax.block_until_ready(self._state)
+            began = time.perf_counter()
+            self._dispatch()
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds) / self._program.num_steps
+
+    def _repeat(self, dispatches: int) -> Timing:
+        began, waited = time.perf_counter(), 0.0
+        for _ in range(dispatches):
+            waited += self._dispatch()
+        jax.block_until_ready(self._state)
+        steps = dispatches * self._program.num_steps
+        return Timing(time.perf_counter() - began, waited, steps)
+
+    def _dispatch(self) -> float:
+        """One dispatch; the seconds until its batches were there."""
+        size = self._program.num_steps
+        began = time.perf_counter()
+        items = list(itertools.islice(self._items, size))
+        waited = time.perf_counter() - began
+        self._state, metrics = self._program.run(
+            self._state,
+            self._resident,
+            self._layout.place_items(items, size),
+            np.int32(size),
+            self._key,
+        )
+        if self._layout.is_eager:
+            jax.block_until_ready(metrics)
+        return waited
+
+
+def _peak(device: Any) -> float:
+    """FLOP/s of the table for an accelerator, of a float32 matrix product elsewhere."""
+    return PEAKS.get(device.device_kind) or _matmul_peak()
+
+
+@functools.cache
+def _matmul_peak() -> float:
+    a = jnp.ones((MATMUL, MATMUL), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, a))
+    seconds = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        seconds.append(time.perf_counter() - began)
+    return 2 * MATMUL**3 / statistics.median(seconds)
+
+
+def _costs(compiled: Any, num_devices: int) -> dict[str, float]:
+    """XLA's FLOPs and bytes of one update on all devices; NaN where it counts none."""
+    counted = compiled.cost_analysis() or {}
+    return {
+        name: num_devices * counted.get(name, math.nan)
+        for name in ("flops", "bytes accessed")
+    }
+
+
+def _peak_memory(compiled: Any) -> int:
+    """Bytes a device needs for the program: arguments, results and what is between."""
+    sizes = compiled.memory_analysis()
+    return int(
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )

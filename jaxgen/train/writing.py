@@ -1,0 +1,146 @@
+"""What a training run leaves behind: metrics, sample grids, TensorBoard, the meter."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgen._checks import RunError
+from jaxgen.train import console, pictures, rundir
+
+REMEDY = (
+    "Nothing of it was saved: with a lower --learning-rate or with --clip-norm the run "
+    "goes on from its last checkpoint"
+)
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient that is not a number; says the step, the term, the parameter."""
+
+
+class Writer:
+    """metrics.jsonl, samples, TensorBoard and the meter; reads the device in batches."""
+
+    def __init__(
+        self,
+        run: Any,
+        config: Any,
+        paths: dict[str, list[str]],
+        start: int,
+        compile_s: float,
+        *,
+        tensorboard: bool,
+    ):
+        self._run, self._config = run, config
+        self._paths = paths
+        records = run.read_metrics()
+        self._train_s = records[-1].get("train_s", 0.0) if records else 0.0
+        self._compile_s = compile_s
+        self._pending: list[tuple[int, int, Any]] = []
+        self._meter = console.Meter(config.steps, start)
+        self._board = _tensorboard(run, start) if tensorboard else None
+        self._since = time.perf_counter()
+
+    def add(self, done: int, count: int, metrics: Any) -> None:
+        """Takes `metrics [num_steps, ...]` of the `count` updates after step `done`."""
+        self._pending.append((done, count, metrics))
+
+    def flush(self) -> None:
+        """Waits for the device, checks every step, writes one line for them all."""
+        if not self._pending:
+            return
+        fetched, self._pending = jax.device_get(self._pending), []
+        pending = [
+            (done + i + 1, {name: value[i] for name, value in metrics.items()})
+            for done, count, metrics in fetched
+            for i in range(count)
+        ]
+        seconds = time.perf_counter() - self._since
+        self._train_s += seconds
+        for step, metrics in pending:
+            _check_finite(step, metrics, self._paths)
+        steps_per_s = len(pending) / seconds
+        step = pending[-1][0]
+        terms = {
+            name: float(np.mean([np.linalg.norm(m[name]) for _, m in pending]))
+            if name.startswith("gradient_norms/")
+            else float(np.mean([m[name] for _, m in pending], dtype=np.float64))
+            for name in pending[0][1]
+        }
+        losses = [value for name, value in terms.items() if name.startswith("loss/")]
+        record = {
+            "step": step,
+            "loss": sum(losses),
+            **{
+                name.replace("gradient_norms/", "gradient_norm/"): v
+                for name, v in terms.items()
+            },
+            "images_per_s": steps_per_s * self._config.batch_size,
+            "train_s": self._train_s,
+        }
+        if self._compile_s:
+            record["compile_s"], self._compile_s = self._compile_s, 0.0
+        self._run.append_metrics(record)
+        if self._board is not None:
+            for name, value in record.items():
+                self._board.add_scalar(name, value, step)
+        self._meter.show(step, record["loss"], record["images_per_s"], steps_per_s)
+        self._since = time.perf_counter()
+
+    def samples(self, step: int, images: np.ndarray) -> None:
+        """Writes the grid of the fixed latents; its time is not training time."""
+        picture = pictures.grid(images)
+        path = self._run.samples / f"step_{step:08d}.png"
+        rundir.write_bytes(path, pictures.png(picture, min_side=256))
+        if self._board is not None:
+            self._board.add_image("samples", picture, step, dataformats="HWC")
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        """Leaves the terminal and TensorBoard's files as they should be."""
+        self._meter.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def paths_of(params: Any) -> dict[str, list[str]]:
+    """The names of each player's leaves, in the order of its gradient norms."""
+    return {
+        name: [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(tree)]
+        for name, tree in params.items()
+    }
+
+
+def _check_finite(
+    step: int, metrics: dict[str, Any], paths: dict[str, list[str]]
+) -> None:
+    """Raises NonFiniteError for the first metric that is not finite."""
+    bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
+    if not bad:
+        return
+    terms = [n for n in bad if not n.startswith(("loss/", "gradient_norms/"))]
+    losses = [n for n in bad if n.startswith("loss/")]
+    leaves = [
+        f"{player}{path}"
+        for player, names in paths.items()
+        for path, norm in zip(names, metrics[f"gradient_norms/{player}"], strict=True)
+        if not np.isfinite(norm)
+    ]
+    what = (terms or losses or ["the gradient"])[0]
+    value = metrics.get(what, np.nan)
+    where = (
+        f"gradient of {leaves[0]} and {len(leaves) - 1} more"
+        if leaves
+        else "no gradient"
+    )
+    raise NonFiniteError(
+        f"step {step}: {what} is {float(np.ravel(value)[0])}; not finite: {where}. "
+        f"{REMEDY}"
+    )
+
+
+def _tensorboard(run: rundir.RunFolder, start: int) -> Any:
+    from tensorboardX import SummaryWriter  # an extra
+
+    return SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)

@@ -1,0 +1,233 @@
+"""One result on any layout: devices, wrappings, steps per dispatch, accumulation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+
+from jaxgen._checks import UserError
+from jaxgen.models import vae
+from jaxgen.models.base import Aux, Model, Player, example_keys
+from jaxgen.train import parallel, update
+
+BATCH, STEPS, NUM = 16, 20, 64
+KEY = jax.random.key(7)
+
+
+def small_vae():
+    config = vae.VAEConfig(
+        latent_dim=3,
+        net="mlp",
+        hidden=(16,),
+        likelihood="bernoulli",
+        shape=(4, 4, 1),
+        gradient="analytic",
+    )
+    return vae.make_vae(config)
+
+
+def random_gan():
+    """A GAN of two linear players with latent noise, so that examples differ."""
+
+    def fakes(params, batch, key):
+        z = jax.vmap(lambda k: jax.random.normal(k, (16,)))(example_keys(key, batch))
+        own = params["generator"]
+        return z * own["scale"][None] + own["shift"][None]
+
+    def discriminator(params, extra, batch, key, progress):
+        own = params["discriminator"]["w"]
+        real = batch["x"].reshape(-1, 16) @ own
+        loss = jax.nn.softplus(fakes(params, batch, key) @ own) + jax.nn.softplus(-real)
+        # The mean image so far: state that is carried, and not differentiated.
+        mean = 0.9 * extra + 0.1 * jnp.mean(batch["x"], axis=0)
+        return loss, Aux({"real": real}, mean)
+
+    def generator(params, extra, batch, key, progress):
+        return jax.nn.softplus(
+            -(fakes(params, batch, key) @ params["discriminator"]["w"])
+        ), Aux({"progress": progress})
+
+    def init(key, batch):
+        del batch
+        params = {
+            "discriminator": {"w": 0.1 * jax.random.normal(key, (16,))},
+            "generator": {"scale": jnp.ones(16), "shift": jnp.zeros(16)},
+        }
+        return params, jnp.zeros((4, 4, 1))
+
+    return Model(
+        init=init,
+        players=(
+            Player("discriminator", discriminator, updates_per_step=2),
+            Player("generator", generator),
+        ),
+        prior=lambda keys: keys,
+        generate=lambda params, z, keys, condition=None: z,
+    )
+
+
+MODELS = {
+    "vae": (small_vae, (4, 4, 1)),
+    "gan": (random_gan, (4, 4, 1)),
+    "dirac": (toys.dirac_gan, (1, 1, 1)),
+}
+
+
+def fetch(resident, item):
+    return {"x": resident["x"][item["rows"]], "mask": item["mask"]}
+
+
+def batches():
+    """Rows of the data set, with a mask that drops some, not the same on each device."""
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        mask = (rng.random(BATCH) > 0.2).astype(np.float32)
+        yield {"rows": rng.integers(0, NUM, BATCH).astype(np.int32), "mask": mask}
+
+
+def train(name, *, kind="sharded", devices=1, num_steps=1, num_parts=1):
+    """State and metrics after STEPS updates on the layout."""
+    make, shape = MODELS[name]
+    model = make()
+    layout = parallel.Layout(kind, devices, batch_size=BATCH, num_parts=num_parts)
+    # Adam with its usual eps makes a whole step of a gradient that is rounding alone.
+    optimizers = {p.name: optax.adam(0.01, eps=1e-3) for p in model.players}
+    advance = update.make_update(
+        model,
+        optimizers,
+        num_steps=STEPS,
+        ema_half_life=0.2,
+        num_parts=num_parts,
+        axis_name=layout.axis_name,
+    )
+    x = jax.random.uniform(jax.random.key(1), (NUM, *shape))
+    state = update.init_state(model, optimizers, jax.random.key(0), {"x": x})
+    state, resident = layout.place(state), layout.place_resident({"x": x})
+    items = list(batches())
+    program = layout.compile(
+        advance, fetch, (state, resident, items[0], KEY), num_steps
+    )
+    record = []
+    while items:
+        now, items = items[: program.num_steps], items[program.num_steps :]
+        placed = layout.place_items(now, program.num_steps)
+        state, metrics = program.run(state, resident, placed, np.int32(len(now)), KEY)
+        jax.block_until_ready(metrics)
+        record.append({n: np.asarray(v)[: len(now)] for n, v in metrics.items()})
+    joined = {n: np.concatenate([r[n] for r in record]) for n in record[0]}
+    return layout, state, joined
+
+
+@functools.cache
+def reference(name):
+    _, state, metrics = train(name)
+    return jax.tree.map(np.asarray, state), metrics
+
+
+def assert_same(actual, expected):
+    """Within 1e-5 of the largest number of each array."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        scale = max(float(np.max(np.abs(b))), 1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
+
+
+LAYOUTS = {
+    "sharded": {"devices": 8},
+    "sharded on 2, 3 steps": {"devices": 2, "num_steps": 3},
+    "fsdp": {"kind": "fsdp", "devices": 8},
+    "fsdp, 8 steps, 2 parts": {
+        "kind": "fsdp",
+        "devices": 4,
+        "num_steps": 8,
+        "num_parts": 2,
+    },
+    "pmap": {"kind": "pmap", "devices": 8},
+    "pmap, 3 steps, 2 parts": {
+        "kind": "pmap",
+        "devices": 8,
+        "num_steps": 3,
+        "num_parts": 2,
+    },
+    "pmap on one": {"kind": "pmap", "devices": 1},
+    "7 steps": {"num_steps": 7},
+    "automatic": {"num_steps": 0},
+    "4 parts": {"num_parts": 4},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layout_has_the_numbers_of_one_device(name, layout):
+    placed, state, metrics = train(name, **LAYOUTS[layout])
+    expected_state, expected_metrics = reference(name)
+    assert_same(placed.view(state), expected_state)
+    assert_same(metrics, expected_metrics)
+
+
+def test_pmap_keeps_every_copy_the_same():
+    _, state, _ = train("vae", kind="pmap", devices=8)
+    for leaf in jax.tree.leaves(state):
+        copies = np.asarray(leaf)
+        assert copies.shape[0] == 8
+        np.testing.assert_array_equal(copies, np.broadcast_to(copies[:1], copies.shape))
+
+
+def test_fsdp_splits_what_divides():
+    _, state, _ = train("vae", kind="fsdp", devices=8)
+    kernel = state.params["vae"]["decoder"]["output"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    moments = jax.tree.leaves(state.opt_state["vae"])
+    largest = max(moments, key=lambda leaf: leaf.size)
+    assert largest.addressable_shards[0].data.size == largest.size // 8
+
+
+@pytest.mark.parametrize("kind", ["sharded", "fsdp", "pmap"])
+def test_the_state_is_donated(kind):
+    layout = parallel.Layout(kind, 2, batch_size=BATCH)
+    model = toys.dirac_gan()
+    optimizers = {p.name: optax.sgd(0.1) for p in model.players}
+    advance = update.make_update(
+        model,
+        optimizers,
+        num_steps=9,
+        ema_half_life=0.1,
+        axis_name=layout.axis_name,
+    )
+    x = {"x": jnp.zeros((NUM, 1, 1, 1))}
+    state = layout.place(update.init_state(model, optimizers, KEY, x))
+    resident = layout.place_resident(x)
+    item = next(batches())
+    program = layout.compile(advance, fetch, (state, resident, item, KEY), 1)
+    program.run(state, resident, layout.place_items([item], 1), np.int32(1), KEY)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_devices": 9, "batch_size": 18}, "--devices 9: this machine has 8"),
+        ({"num_devices": 8, "batch_size": 100}, "100 does not .* 96 or 104 does"),
+        ({"num_devices": 4, "batch_size": 3}, "3 does not .*; 4 does"),
+        ({"num_devices": 4, "batch_size": 12, "num_parts": 2}, "4 devices and 2 parts"),
+    ],
+)
+def test_layout_refuses_what_does_not_fit(options, message):
+    with pytest.raises(UserError, match=message):
+        parallel.Layout("sharded", **options)
+
+
+def test_a_loss_over_the_whole_batch_is_not_cut():
+    config = vae.VAEConfig(
+        latent_dim=2,
+        hidden=(8,),
+        likelihood="gaussian",
+        sigma="optimal",
+        shape=(4, 4, 1),
+    )
+    for options in ({"num_parts": 2}, {"axis_name": "data"}):
+        with pytest.raises(ValueError, match="depends on the whole batch"):
+            update.make_update(vae.make_vae(config), {}, num_steps=1, **options)
