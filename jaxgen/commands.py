@@ -36,6 +36,7 @@ def train(config: configs.RunConfig, options: Any) -> int:
         say(note)
     data.check_batch_size(dataset.train, config.train.batch_size)
     bound = session.bind(session.resolve(config, dataset))
+    loop.make_layout(config.train)  # before anything is written
     if options.dry_run:
         _dry_run(bound)
         return 0

@@ -142,6 +142,16 @@ MISTAKES = {
     "choice": (["train", "vae", "--net", "cnn"], "mlp"),
     "number": (["train", "vae", "--steps", "many"], "--steps"),
     "no value": (["train", "vae", "--steps"], "--steps"),
+    "devices": (["train", "vae", "--devices", "9"], "this machine has 8"),
+    "parts": (
+        ["train", "vae", "--accumulate", "3"],
+        "--batch-size 128 does not divide",
+    ),
+    "whole batch": (
+        ["train", "vae", "--likelihood", "gaussian", "--sigma", "optimal"]
+        + ["--transform", "dequantise", "--parallel", "pmap"],
+        "depends on the whole batch",
+    ),
     "no steps": (["train", "vae", "--steps", "0"], "--steps must be at least 1"),
     "rate": (["train", "vae", "--learning-rate", "-1"], "--learning-rate"),
     "batch": (["train", "vae", "--batch-size", "5000"], "1437|1,437"),
