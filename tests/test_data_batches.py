@@ -249,5 +249,7 @@ def test_hold_out_is_disjoint_complete_and_fixed():
 def test_check_batch_size_says_what_is_wrong():
     check_batch_size(_source(10), 10)
     for batch_size in (0, 11):
-        with pytest.raises(UserError, match=f"size {batch_size}: expected 1 to 10, the"):
+        with pytest.raises(
+            UserError, match=f"size {batch_size}: expected 1 to 10, the"
+        ):
             check_batch_size(_source(10), batch_size)
