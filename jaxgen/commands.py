@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -107,7 +108,11 @@ def bench(config: configs.RunConfig, options: Any) -> int:
         f"{100 * result['peak_fraction']:.0f} % of {result['peak_flops_per_s']:.2g} FLOP/s"
     )
     if options.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        known = {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in result.items()
+        }
+        sys.stdout.write(json.dumps(known, allow_nan=False) + "\n")
     else:
         _print_table(result)
     return 0

@@ -161,6 +161,26 @@ def test_train_stops_at_the_first_non_finite_step_and_names_it(tmp_path, digits)
     assert not (tmp_path / "run" / "checkpoints").exists()  # nothing bad was saved
 
 
+def test_reals_are_spread_over_the_set(tmp_path, digits):
+    """The first patches of the photographs are all sky."""
+
+    class Recorder:
+        num_examples = digits.train.num_examples
+
+        def take(self, indices):
+            self.taken = indices
+            return digits.train.take(indices)
+
+    source = Recorder()
+    bound = session.bind(session.resolve(TINY, digits))
+    run = rundir.RunFolder(tmp_path / "run")
+    run.claim()
+    loop._write_reals(digits._replace(train=source), bound, run)
+    assert (source.taken[0], source.taken[-1]) == (0, source.num_examples - 1)
+    assert len(set(source.taken.tolist())) == 64
+    assert (run.samples / "reals.png").is_file()
+
+
 def test_train_saves_nothing_of_a_step_with_a_bad_metric(tmp_path, digits, monkeypatch):
     real = writing.Writer.add
 

@@ -15,7 +15,7 @@ from jaxgen import models
 from jaxgen._checks import UserError
 from jaxgen.data import Dataset, spread
 from jaxgen.models.base import Model
-from jaxgen.train import checkpoint, update
+from jaxgen.train import checkpoint, parallel, update
 from jaxgen.train.config import RunConfig, make_optimizer
 from jaxgen.train.rundir import RunFolder
 
@@ -78,7 +78,7 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
 def bind(config: RunConfig) -> Session:
     """Model and optimizers of a resolved config."""
     model = models.FAMILIES[config.family].make(config.model)
-    pmapped = "data" if config.train.parallel == "pmap" else None
+    pmapped = parallel.AXIS if config.train.parallel == "pmap" else None
     try:
         update.check_splittable(model, config.train.accumulate, pmapped)
     except ValueError as error:
