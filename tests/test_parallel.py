@@ -206,6 +206,19 @@ def test_the_state_is_donated(kind):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize("kind", ["sharded", "fsdp", "pmap"])
+def test_shapes_are_those_of_what_is_placed(kind):
+    layout = parallel.Layout(kind, 8, batch_size=BATCH)
+    model = small_vae()
+    x = {"x": np.zeros((NUM, 4, 4, 1), np.uint8), "label": np.zeros(NUM, np.int64)}
+    optimizers = {p.name: optax.adam(0.1) for p in model.players}
+    state = update.init_state(model, optimizers, KEY, {"x": x["x"] / 255.0})
+    placed = layout.place(state), layout.place_resident(x)
+    shapes = layout.shapes(state, x)
+    for a, b in zip(jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

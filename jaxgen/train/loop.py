@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -157,13 +157,14 @@ def _next_event(config: Any, done: int) -> int:
     return min(config.steps, *(done - done % n + n for n in intervals))
 
 
-def make_layout(config: Any) -> parallel.Layout:
-    """Where a run of this training config lies."""
+def make_layout(config: Any, devices: Sequence[Any] | None = None) -> parallel.Layout:
+    """Where a run of this training config lies, on this machine or on given devices."""
     return parallel.Layout(
         config.parallel,
         config.devices,
         batch_size=config.batch_size,
         num_parts=config.accumulate,
+        devices=devices,
     )
 
 

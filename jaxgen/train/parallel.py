@@ -10,7 +10,7 @@ waited for; how many is an argument, so that there is one program for all.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -52,15 +52,23 @@ class Layout:
         num_devices: 0 for all accelerators, or one CPU device (several share its cores).
         batch_size: Of the global batch.
         num_parts: Of gradient accumulation.
+        devices: To choose from; None for this machine's. Those of a topology that is
+            not here can be compiled for, from shapes.
 
     Raises:
         UserError: if there are fewer devices, or the batch does not divide over them.
     """
 
     def __init__(
-        self, kind: Kind, num_devices: int, *, batch_size: int, num_parts: int = 1
+        self,
+        kind: Kind,
+        num_devices: int,
+        *,
+        batch_size: int,
+        num_parts: int = 1,
+        devices: Sequence[Any] | None = None,
     ):
-        devices = jax.devices()
+        devices = jax.devices() if devices is None else devices
         if num_devices > len(devices):
             raise UserError(
                 f"--devices {num_devices}: this machine has {len(devices)} "
@@ -134,15 +142,23 @@ class Layout:
         )
         return jax.device_put(split, self._sharding(P(AXIS)))
 
+    def shapes(self, state: Any, resident: Any) -> tuple[Any, Any]:
+        """What `place` and `place_resident` give, as shapes with shardings."""
+        everywhere = jax.tree.map(lambda _: self._sharding(P()), resident)
+        return jax.tree.map(
+            self._shape, (state, resident), (self.state_sharding(state), everywhere)
+        )
+
     def compile(
         self, advance: Update, fetch: Fetch, arguments: tuple[Any, ...], num_steps: int
     ) -> Program:
-        """Compiles a dispatch for placed `(state, resident, [item], key)`.
+        """Compiles a dispatch for `(state, resident, [item], key)`.
 
         Args:
             advance: The update, made with `axis_name`.
             fetch: `(resident, item) -> raw batch`.
-            arguments: Examples of the arguments.
+            arguments: State and resident data as placed (or their `shapes`), a batch
+                and the key; only shapes are looked at.
             num_steps: Updates per dispatch; 0 chooses.
         """
         state, resident, item, key = arguments
@@ -151,10 +167,13 @@ class Layout:
         )
 
         def lower(num_steps: int) -> Any:
-            items = self.place_items([item], num_steps)
-            return dispatch.lower(state, resident, items, np.int32(1), key)
+            items = jax.tree.map(lambda leaf: self._item_shape(leaf, num_steps), item)
+            count = jax.ShapeDtypeStruct((), jnp.int32)
+            return dispatch.lower(state, resident, items, count, key)
 
-        item_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(item))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype)
+        leaves = jax.tree.leaves(item)
+        item_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         chosen = num_steps or max(1, min(AUTOMATIC_STEPS, ITEM_BYTES // item_bytes))
         lowered = lower(chosen)
         on_cpu = self.devices[0].platform == "cpu"
@@ -226,6 +245,23 @@ class Layout:
         return jax.make_array_from_single_device_arrays(
             leaf.shape[1:], self._sharding(P()), copies
         )
+
+    def _shape(self, leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        if self.kind == "pmap":
+            shape, sharding = (self.num_devices, *leaf.shape), self._sharding(P(AXIS))
+        else:
+            shape = leaf.shape
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def _item_shape(self, leaf: Any, num_steps: int) -> jax.ShapeDtypeStruct:
+        """Of a batch's array, as `place_items` stacks and splits it."""
+        shape, spec = (num_steps, *leaf.shape), P(None, AXIS)
+        if self.kind == "pmap":
+            own = leaf.shape[0] // self.num_devices
+            shape, spec = (self.num_devices, num_steps, own, *leaf.shape[1:]), P(AXIS)
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding(spec))
 
     def _sharding(self, spec: P) -> NamedSharding:
         return NamedSharding(self._mesh, spec)
