@@ -1,4 +1,4 @@
-"""The doors: `jaxgen train | sample | evaluate | list`."""
+"""The doors: `jaxgen train | sample | evaluate | bench | list`."""
 
 import contextlib
 import dataclasses
@@ -33,6 +33,8 @@ class TrainOptions:
 
     out: Path | None = None
     """The run folder; by default the next free runs/NNNNN-MODEL-DATA."""
+    num_seeds: int = 1
+    """Train so many runs as one program, from --seed upwards, each in its own folder."""
     dry_run: bool = False
     """Print the resolved config, parameter count and step shapes, and stop."""
     tensorboard: bool = False
@@ -132,12 +134,20 @@ def _guarded(command: Any) -> None:
         told = error.filename and f"{error.filename}: {error.strerror}"
         status = _fail(told or error, 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(
-            error
-        ):
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            status = _fail(f"out of memory: a smaller --batch-size? ({error})", 1)
+        elif _is_one_of_several():
+            status = _fail(f"was another process lost? {str(error).splitlines()[0]}", 1)
+        else:
             raise
-        status = _fail(f"out of memory: a smaller --batch-size? ({error})", 1)
+    if _is_one_of_several():
+        os._exit(status)  # the others would wait for it at an orderly exit
     sys.exit(status)
+
+
+def _is_one_of_several() -> bool:
+    processes = sys.modules.get("jaxgen.train.processes")
+    return processes is not None and processes.count() > 1
 
 
 def _silence_libraries() -> None:
@@ -172,11 +182,11 @@ def _train(argv: list[str], *, prog: str = "jaxgen train", **defaults: Any) -> i
         names = "|".join(sorted(models.FAMILIES))
         sys.stdout.write(f"usage: jaxgen train {{{names}}} [options]\n")
         return 0 if argv else 2
-    config, options = _parse_config(argv[0], argv[1:], prog, TrainOptions, defaults)
+    parsed = _parse_config(argv[0], argv[1:], prog, TrainOptions, defaults)
 
     from jaxgen import commands
 
-    return commands.train(config, options)
+    return commands.train(*parsed)
 
 
 def _bench(argv: list[str]) -> int:
@@ -189,18 +199,19 @@ def _bench(argv: list[str]) -> int:
     ]
     from jaxgen import commands
 
-    for config, options in parsed:
-        commands.bench(config, options)
+    for each in parsed:
+        commands.bench(*each)
     return 0
 
 
 def _parse_config(
     family: str, argv: list[str], prog: str, options: Any, defaults: dict[str, Any]
-) -> tuple[Any, Any]:
-    """The config of a run of this family, and the command's own options."""
+) -> tuple[Any, Any, Any]:
+    """The config of a run of this family, the command's own options, and the launch."""
     from jaxgen import models
     from jaxgen.data import DataConfig
     from jaxgen.train import config as configs
+    from jaxgen.train import processes
 
     if family not in models.FAMILIES:
         raise UserError(unknown("model", family, models.FAMILIES))
@@ -209,6 +220,7 @@ def _parse_config(
         "data": DataConfig,
         "train": configs.TrainConfig,
         "model": models.FAMILIES[family].config_class,
+        "launch": processes.Launch,
     }
     values = {name: defaults.get(name, cls()) for name, cls in parts.items()}
     cls = dataclasses.make_dataclass(
@@ -220,7 +232,7 @@ def _parse_config(
     config = configs.RunConfig(
         family=family, model=parsed.model, data=parsed.data, train=parsed.train
     )
-    return config, parsed.run
+    return config, parsed.run, parsed.launch
 
 
 def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:

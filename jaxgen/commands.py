@@ -1,5 +1,6 @@
 """What each command does, once its arguments are parsed."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import io
@@ -7,6 +8,7 @@ import json
 import math
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +17,111 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
-from jaxgen._checks import UserError
+from jaxgen._checks import RunError, UserError
 from jaxgen.bench import throughput
 from jaxgen.evaluate import likelihood, report
-from jaxgen.train import checkpoint, loop, pictures, rundir, session, update
+from jaxgen.train import (
+    assembly,
+    checkpoint,
+    loop,
+    pictures,
+    processes,
+    rundir,
+    session,
+    update,
+)
 from jaxgen.train import config as configs
 from jaxgen.train.console import say
+from jaxgen.train.keeping import Run
 
 RUNS = Path("runs")
 QUICK_SAMPLES = 16  # effort of the likelihood that ends a training run
 
 
-def train(config: configs.RunConfig, options: Any) -> int:
-    """Trains or continues a run, judges it, writes its report; returns the exit status."""
+def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> int:
+    """Trains or continues runs, judges them, writes reports; returns the exit status."""
     if options.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError(
             '--tensorboard needs: python -m pip install -e ".[tensorboard]"'
         )
+    if options.num_seeds < 1:
+        raise UserError(f"--num-seeds must be at least 1, got {options.num_seeds}")
+    _check_seed(config.train.seed + options.num_seeds - 1)
+    processes.start(launch)
     dataset = data.open_dataset(config.data)
     for note in dataset.notes:
         say(note)
     data.check_batch_size(dataset.train, config.train.batch_size)
-    bound = session.bind(session.resolve(config, dataset))
-    loop.make_layout(config.train)  # before anything is written
+    resolved = session.resolve(config, dataset)
+    bound = [
+        session.bind(_with_seed(resolved, config.train.seed + i))
+        for i in range(options.num_seeds)
+    ]
+    assembly.make_layout(config.train)  # before anything is written
     if options.dry_run:
-        _dry_run(bound)
+        _dry_run(bound[0])
         return 0
-    run = rundir.RunFolder(options.out or rundir.find_or_claim(RUNS, bound.config))
-    run.claim()
-    with run.locked():
-        if run.exists():
-            _check_continues(run, bound, dataset)
-        else:
-            run.create(bound.config)
-            run.check_data(session.data_identity(dataset))
+    with contextlib.ExitStack() as stack:
+        paths = json.loads(
+            processes.from_first(
+                lambda: json.dumps(_prepare(stack, bound, dataset, options.out))
+            )
+        )
+        folders = [rundir.RunFolder(Path(path)) for path in paths]
+        for folder in folders:
+            if not folder.exists():
+                raise RunError(f"{folder.path} is not seen by all processes: --out?")
         say(_headline(bound, dataset))
-        outcome = loop.train(bound, dataset, run, tensorboard=options.tensorboard)
+        runs = [Run(*pair) for pair in zip(bound, folders, strict=True)]
+        outcome = loop.train(runs, dataset, tensorboard=options.tensorboard)
         if outcome.signal is not None:
             name = signal.Signals(outcome.signal).name
             say(f"{name}: saved step {outcome.step:,}; the same command continues")
-            return _end(run, 128 + outcome.signal)
-        if outcome.step_count == 0 and _is_judged(run, outcome.step):
-            say(
-                f"this run has finished its {outcome.step:,} steps: --steps for a longer "
-                "one, another --seed or --out for a new one"
-            )
+            return _end(folders, 128 + outcome.signal)
+        for folder in folders:
+            if outcome.step_count == 0 and _is_judged(folder, outcome.step):
+                say(
+                    f"{folder.path} has finished its {outcome.step:,} steps: --steps for "
+                    "a longer run, another --seed or --out for a new one"
+                )
+            else:
+                judged = session.load(folder.path)
+                result = _judge(judged, dataset)
+                if processes.is_first():
+                    _write_judgement(judged, dataset, result)
+    return _end(folders, 0)
+
+
+def _with_seed(config: configs.RunConfig, seed: int) -> configs.RunConfig:
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, seed=seed)
+    )
+
+
+def _prepare(
+    stack: contextlib.ExitStack,
+    bound: Sequence[session.Session],
+    dataset: data.Dataset,
+    out: Path | None,
+) -> list[str]:
+    """Run folders for all seeds, locked until the stack ends, new or to be continued."""
+    paths = []
+    for each in bound:
+        seed = each.config.train.seed
+        if out is None:
+            path = rundir.find_or_claim(RUNS, each.config)
         else:
-            judged = session.load(run.path)
-            _write_judgement(judged, dataset, _judge(judged, dataset))
-    return _end(run, 0)
+            path = out if len(bound) == 1 else out / f"seed-{seed}"
+        run = rundir.RunFolder(path)
+        run.claim()
+        stack.enter_context(run.locked())
+        if run.exists():
+            _check_continues(run, each, dataset)
+        else:
+            run.create(each.config)
+            run.check_data(session.data_identity(dataset))
+        paths.append(str(path))
+    return paths
 
 
 def sample(options: Any) -> int:
@@ -80,8 +138,8 @@ def sample(options: Any) -> int:
     loaded = session.load(options.run)
     for note in loaded.notes:
         say(note)
-    draw = loop.Sampler(loaded.model, options.seed)
-    starts = range(0, options.num, loop.NUM_SAMPLES)
+    draw = assembly.Sampler(loaded.model, options.seed)
+    starts = range(0, options.num, assembly.NUM_SAMPLES)
     images = np.concatenate([draw(loaded.params, start) for start in starts])
     images = images[: options.num]
     if out.suffix == ".npz":
@@ -94,7 +152,7 @@ def sample(options: Any) -> int:
     return 0
 
 
-def bench(config: configs.RunConfig, options: Any) -> int:
+def bench(config: configs.RunConfig, options: Any, launch: processes.Launch) -> int:
     """Measures training speed and tells it; returns the exit status."""
     if options.repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {options.repeats}")
@@ -225,14 +283,16 @@ def _check_continues(
     run.write_environment()
 
 
-def _headline(bound: session.Session, dataset: data.Dataset) -> str:
-    config = bound.config
-    count = session.num_parameters(session.abstract_state(bound).params)
+def _headline(bound: Sequence[session.Session], dataset: data.Dataset) -> str:
+    config = bound[0].config
+    count = session.num_parameters(session.abstract_state(bound[0]).params)
     shape = "x".join(map(str, dataset.shape))
+    seeds = f", {len(bound)} seeds" if len(bound) > 1 else ""
+    together = f", {processes.count()} processes" if processes.count() > 1 else ""
     return (
         f"{config.family} on {config.data.name}: {dataset.train.num_examples:,} images "
         f"{shape}, {count:,} parameters, {config.train.steps:,} steps of "
-        f"{config.train.batch_size}"
+        f"{config.train.batch_size}{seeds}{together}"
     )
 
 
@@ -276,8 +336,10 @@ def _progress() -> Any:
     return tell
 
 
-def _end(run: rundir.RunFolder, status: int) -> int:
-    if run.report.is_file():
-        say(f"report: {run.report}")
-    sys.stdout.write(f"run: {run.path}\n")
+def _end(runs: Sequence[rundir.RunFolder], status: int) -> int:
+    if processes.is_first():
+        for run in runs:
+            if run.report.is_file():
+                say(f"report: {run.report}")
+            sys.stdout.write(f"run: {run.path}\n")
     return status

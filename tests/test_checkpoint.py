@@ -20,6 +20,11 @@ def target():
     return checkpoint.abstract(jax.eval_shape(lambda: state_at(0)))
 
 
+def latest(checkpoints):
+    step, notes = checkpoints.newest()
+    return None if step is None else checkpoints.read(step, target()), notes
+
+
 @pytest.fixture
 def saved(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
@@ -30,7 +35,7 @@ def saved(tmp_path):
 
 
 def test_checkpoints_restore_the_newest_bit_for_bit(saved):
-    state, notes = checkpoint.Checkpoints(saved).restore_latest(target())
+    state, notes = latest(checkpoint.Checkpoints(saved))
     assert notes == []
     np.testing.assert_array_equal(state["w"], state_at(20)["w"])
     assert int(state["step"]) == 20
@@ -83,12 +88,12 @@ def test_restore_latest_falls_back_and_says_so(saved, harm):
     wanted = 20 if harm == "empty" else 10
     state, notes = checkpoint.restore(saved, target())
     assert int(state["step"]) == wanted
-    state, notes = checkpoint.Checkpoints(saved).restore_latest(target())
+    state, notes = latest(checkpoint.Checkpoints(saved))
     assert int(state["step"]) == wanted
     assert "is not valid" in notes[0]
     # What was set aside is met only once, and training passes that step again.
     checkpoints = checkpoint.Checkpoints(saved)
-    _, notes = checkpoints.restore_latest(target())
+    _, notes = latest(checkpoints)
     assert notes == []
     checkpoints.save(20, state_at(20))
     checkpoints.wait()
@@ -101,17 +106,18 @@ def test_read_errors_are_not_taken_for_damage(saved, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_digests", refuse)
     with pytest.raises(checkpoint.CheckpointError, match="Too many open files"):
-        checkpoint.Checkpoints(saved).restore_latest(target())
+        latest(checkpoint.Checkpoints(saved))
     assert checkpoint.steps(saved) == [20, 10]
 
 
-def test_restore_latest_refuses_another_model(saved):
+def test_read_refuses_another_model(saved):
     """In a process of its own: Orbax leaves threads behind where it refuses."""
     code = (
         "import jax.numpy as jnp; from pathlib import Path; "
         "from jaxgen.train import checkpoint as c; "
         "t = c.abstract({'step': jnp.int32(0), 'w': jnp.zeros(7), 'none': ()}); "
-        f"c.Checkpoints(Path({str(saved)!r})).restore_latest(t)"
+        f"s = c.Checkpoints(Path({str(saved)!r})); "
+        "s.read(s.newest()[0], t)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "CheckpointError" in done.stderr
@@ -119,12 +125,19 @@ def test_restore_latest_refuses_another_model(saved):
     assert checkpoint.steps(saved) == [20, 10]
 
 
+def test_newest_can_be_asked_for_an_older_one(saved):
+    checkpoints = checkpoint.Checkpoints(saved)
+    assert checkpoints.newest(at_most=19) == (10, [])
+    assert checkpoints.newest(at_most=9) == (None, [])
+    assert checkpoint.steps(saved) == [20, 10]
+
+
 def test_unfinished_checkpoints_are_removed_and_damaged_ones_kept(saved):
     (saved / "20" / checkpoint.MANIFEST).unlink()
-    checkpoint.Checkpoints(saved).restore_latest(target())
+    latest(checkpoint.Checkpoints(saved))
     assert {p.name for p in saved.iterdir()} == {"10"}
     (saved / "10" / "more").write_text("x")
-    checkpoint.Checkpoints(saved).restore_latest(target())
+    latest(checkpoint.Checkpoints(saved))
     assert {p.name for p in saved.iterdir()} == {"10.damaged"}
 
 
@@ -133,7 +146,7 @@ def test_restore_without_any_valid_checkpoint_says_so(saved):
         (saved / str(step) / checkpoint.MANIFEST).unlink()
     with pytest.raises(checkpoint.CheckpointError, match="no valid checkpoint.*20.*10"):
         checkpoint.restore(saved, target())
-    assert checkpoint.Checkpoints(saved).restore_latest(target())[0] is None
+    assert latest(checkpoint.Checkpoints(saved))[0] is None
 
 
 def test_save_copies_what_is_donated_next(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 
 from jaxgen import data
 from jaxgen.models import vae
+from jaxgen.train import assembly, checkpoint, keeping, loop, rundir, session, writing
 from jaxgen.train import config as configs
-from jaxgen.train import loop, rundir, session, writing
+from jaxgen.train.keeping import Run
 
 TINY = configs.RunConfig(
     family="vae",
@@ -28,21 +29,34 @@ def digits():
     return data.open_dataset(TINY.data)
 
 
+def runs_in(path, digits, num_seeds):
+    """Runs of seeds 0, 1, ... trained as one program."""
+    runs = []
+    for seed in range(num_seeds):
+        train = dataclasses.replace(TINY.train, seed=seed)
+        config = dataclasses.replace(TINY, train=train)
+        bound = session.bind(session.resolve(config, digits))
+        run = rundir.RunFolder(path / f"seed-{seed}")
+        if not run.exists():
+            run.claim()
+            run.create(bound.config)
+        runs.append(Run(bound, run))
+    return runs
+
+
 def run_in(path, digits, config=TINY, tensorboard=False):
     bound = session.bind(session.resolve(config, digits))
     run = rundir.RunFolder(path)
     if not run.exists():
         run.claim()
         run.create(bound.config)
-    outcome = loop.train(bound, digits, run, tensorboard=tensorboard)
+    outcome = loop.train([Run(bound, run)], digits, tensorboard=tensorboard)
     return run, outcome
 
 
 def leaves(path):
     loaded = session.load(path)
     target = session.abstract_state(session.bind(loaded.config))
-    from jaxgen.train import checkpoint
-
     state, _ = checkpoint.restore(loaded.run.checkpoints, checkpoint.abstract(target))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
@@ -175,7 +189,7 @@ def test_reals_are_spread_over_the_set(tmp_path, digits):
     bound = session.bind(session.resolve(TINY, digits))
     run = rundir.RunFolder(tmp_path / "run")
     run.claim()
-    loop._write_reals(digits._replace(train=source), bound, run)
+    keeping.write_reals(digits._replace(train=source), Run(bound, run))
     assert (source.taken[0], source.taken[-1]) == (0, source.num_examples - 1)
     assert len(set(source.taken.tolist())) == 64
     assert (run.samples / "reals.png").is_file()
@@ -200,11 +214,11 @@ def test_finite_copy_refuses_to_save_what_is_not_finite(digits):
     state = jax.tree.map(
         lambda a: jnp.ones(a.shape, a.dtype), session.abstract_state(bound)
     )
-    copy = loop._finite_copy(7, state)
+    copy = keeping.finite_copy(7, state)
     assert jax.tree.structure(copy) == jax.tree.structure(state)
     state.params["vae"]["decoder"]["output"]["bias"] += jnp.inf
     with pytest.raises(writing.NonFiniteError, match=r"step 7: .*'output'.*and 0 more"):
-        loop._finite_copy(7, state)
+        keeping.finite_copy(7, state)
 
 
 def test_check_finite_names_the_term_and_the_parameter():
@@ -221,6 +235,67 @@ def test_check_finite_names_the_term_and_the_parameter():
         writing._check_finite(7, metrics, paths)
 
 
+@pytest.mark.parametrize("layout", [{}, {"parallel": "pmap", "devices": 2}])
+def test_seeds_trained_together_are_the_runs_trained_alone(
+    tmp_path, digits, monkeypatch, layout
+):
+    """Also where a kill came between their checkpoints."""
+    runs = runs_in(tmp_path, digits, 3)
+    first = runs[0].session
+    train = dataclasses.replace(first.config.train, **layout)
+    config = dataclasses.replace(first.config, train=train)
+    runs[0] = runs[0]._replace(session=first._replace(config=config))
+    real = keeping.Keeper.tend
+
+    def cut(self, done, state, *, last):
+        if done == 8 and self._place[0] == 1:
+            raise RuntimeError("power cut")
+        real(self, done, state, last=last)
+
+    monkeypatch.setattr(keeping.Keeper, "tend", cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        loop.train(runs, digits)
+    assert checkpoint.steps(runs[0].folder.checkpoints)[0] == 8
+    assert checkpoint.steps(runs[1].folder.checkpoints)[0] == 4
+    monkeypatch.setattr(keeping.Keeper, "tend", real)
+    assert loop.train(runs, digits) == loop.Outcome(12, 8, None)
+    for seed, run in enumerate(runs):
+        alone, _ = run_in(tmp_path / f"alone-{seed}", digits, run.session.config)
+        together, expected = (
+            [r["loss"] for r in folder.read_metrics()] for folder in (run.folder, alone)
+        )
+        np.testing.assert_allclose(together, expected, rtol=1e-5)
+        for a, b in zip(leaves(run.folder.path), leaves(alone.path), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.max(np.abs(b)))
+
+
+def test_seeds_of_a_stream_are_those_of_the_resident_set(digits):
+    class Streamed:
+        num_examples, shape = digits.train.num_examples, digits.train.shape
+        take = digits.train.take
+
+    rows = slice(8, 16)
+    resident = assembly.make_feed(digits.train, [3, 4], 16, 5, 7, rows)
+    streamed = assembly.make_feed(Streamed(), [3, 4], 16, 5, 7, rows)
+    for indices, batch in zip(resident.items, streamed.items, strict=True):
+        expected = resident.fetch(resident.resident, indices)
+        assert batch.keys() == expected.keys()
+        assert batch["x"].shape == (8, 2, 8, 8, 1)
+        np.testing.assert_array_equal(batch["x"], expected["x"])
+
+
+def test_a_bad_seed_is_named(tmp_path, digits, monkeypatch):
+    real = writing.Writer.add
+
+    def add(self, done, count, metrics):
+        bad = metrics["rate"] + np.array([[0.0, np.nan]])
+        real(self, done, count, {**metrics, "rate": bad})
+
+    monkeypatch.setattr(writing.Writer, "add", add)
+    with pytest.raises(writing.NonFiniteError, match=r"seed-1: step \d+: rate is nan"):
+        loop.train(runs_in(tmp_path, digits, 2), digits)
+
+
 def test_train_mirrors_to_tensorboard(tmp_path, digits):
     run, _ = run_in(tmp_path / "run", digits, tensorboard=True)
     events = list((run.path / "tensorboard").glob("events*"))
@@ -232,18 +307,18 @@ def test_make_feed_refuses_a_batch_larger_than_the_set(digits):
     from jaxgen._checks import UserError
 
     with pytest.raises(UserError, match="1437|1,437"):
-        loop.make_feed(digits.train, 0, 2000, 0, 1)
+        assembly.make_feed(digits.train, [0], 2000, 0, 1)
 
 
 def test_sampler_depends_on_seed_and_number_only(digits):
     bound = session.bind(session.resolve(TINY, digits))
     params, _ = bound.model.init(jax.random.key(1), {"x": np.zeros((1, 8, 8, 1))})
-    draw = loop.Sampler(bound.model, 0)
-    images = np.concatenate([draw(params, 0), draw(params, loop.NUM_SAMPLES)])
+    draw = assembly.Sampler(bound.model, 0)
+    images = np.concatenate([draw(params, 0), draw(params, assembly.NUM_SAMPLES)])
     assert images.dtype == np.uint8
     assert np.any(images[:64] != images[64:])
     np.testing.assert_array_equal(draw(params, 5), images[5:69])
-    assert np.any(loop.Sampler(bound.model, 1)(params) != images[:64])
+    assert np.any(assembly.Sampler(bound.model, 1)(params) != images[:64])
 
 
 def test_read_metrics_survives_a_torn_last_line(tmp_path):

@@ -107,7 +107,7 @@ def train(name, *, kind="sharded", devices=1, num_steps=1, num_parts=1):
     x = jax.random.uniform(jax.random.key(1), (NUM, *shape))
     state = update.init_state(model, optimizers, jax.random.key(0), {"x": x})
     state, resident = layout.place(state), layout.place_resident({"x": x})
-    items = list(batches())
+    items = [{n: a[layout.rows] for n, a in item.items()} for item in batches()]
     program = layout.compile(
         advance, fetch, (state, resident, items[0], KEY), num_steps
     )

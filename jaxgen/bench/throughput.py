@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
+from jaxgen.train import assembly, parallel, rundir
 from jaxgen.train import config as configs
-from jaxgen.train import loop, parallel, rundir
 from jaxgen.train.session import abstract_state, bind, num_parameters, resolve
 
 REPEATS = 10
@@ -62,13 +62,15 @@ def measure(
     dataset = data.open_dataset(config.data)
     session = bind(resolve(config, dataset))
     train = session.config.train
-    layout = loop.make_layout(train)
+    layout = assembly.make_layout(train)
     endless = 2**30  # batches; they are made one by one
-    feed = loop.make_feed(dataset.train, train.seed, train.batch_size, 0, endless)
+    feed = assembly.make_feed(
+        dataset.train, [train.seed], train.batch_size, 0, endless, layout.rows
+    )
     first = next(feed.items)
     items = itertools.chain([first], feed.items)
-    advance = loop.make_advance(session, layout)
-    state = layout.place(loop.first_state(session, dataset))
+    advance = assembly.make_advance(session, layout)
+    state = layout.place(assembly.first_state(session, dataset))
     resident = layout.place_resident(feed.resident)
     arguments = (state, resident, first, jax.random.key(train.seed))
     began = time.perf_counter()

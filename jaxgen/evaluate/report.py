@@ -24,7 +24,8 @@ import numpy as np
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.train import config as configs
-from jaxgen.train import console, loop, pictures, rundir, session
+from jaxgen.train import console, pictures, rundir, session
+from jaxgen.train.assembly import NUM_SAMPLES
 
 NUM_TEST = 64  # test images that the views are made of
 GRID_WIDTH = 440  # CSS pixels of a grid of samples, about
@@ -217,7 +218,7 @@ def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
     grids = sorted((int(match[1]), path) for match, path in found if match)
     width, width_of_reals = (  # in pixels, before they were enlarged
         math.ceil(math.sqrt(num)) * (dataset.shape[1] + 1) - 1
-        for num in (loop.NUM_SAMPLES, min(loop.NUM_SAMPLES, dataset.train.num_examples))
+        for num in (NUM_SAMPLES, min(NUM_SAMPLES, dataset.train.num_examples))
     )
     images = [
         f'<img class="pixels" data-step="{step}" alt="samples at step {step}" '

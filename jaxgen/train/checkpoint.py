@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxgen._checks import RunError
+from jaxgen.train import processes
 
 MANIFEST = "manifest.json"
 UNFINISHED = f"no {MANIFEST}: it was not written to the end"
@@ -56,10 +57,11 @@ class Checkpoints:
         """
         self.wait()
         path = self._directory / str(step)
-        if path.exists():  # left by an interrupted write, or damaged
-            shutil.rmtree(path)
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            if processes.is_first():
+                if path.exists():  # left by an interrupted write, or damaged
+                    shutil.rmtree(path)
+                self._directory.mkdir(parents=True, exist_ok=True)
             self._orbax.save(path, state)
         except Exception as error:
             raise CheckpointError(_why(path, error)) from error
@@ -83,56 +85,75 @@ class Checkpoints:
     def _seal(self, path: Path) -> None:
         try:
             self._orbax.wait_until_finished()
+            if not processes.is_first():
+                return
             write_manifest(path)
             for step in steps(self._directory)[self._keep :]:
                 shutil.rmtree(self._directory / str(step), ignore_errors=True)
         except Exception as error:
             self._error = CheckpointError(_why(path, error))
 
-    def restore_latest(self, abstract_state: Any) -> tuple[Any, list[str]]:
-        """The newest valid state, and a line for each newer one that was passed over.
+    def newest(self, *, at_most: int | None = None) -> tuple[int | None, list[str]]:
+        """The newest valid step, and a line for each newer one that was passed over.
+
+        What was not written to the end is removed; a damaged folder is renamed
+        `<step>.damaged`, so that it is met only once. Only one process may ask.
 
         Args:
-            abstract_state: Shapes, dtypes and shardings of the state.
-
-        Returns:
-            `(state, notes)`; state is None where no checkpoint is valid. What was not
-            written to the end is removed; a damaged folder is renamed
-            `<step>.damaged`, so that it is met only once.
+            at_most: The latest step that is wanted; None for any.
 
         Raises:
-            CheckpointError: if a folder cannot be read, or holds another model.
+            CheckpointError: if a folder cannot be read.
         """
         for leftover in self._directory.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        valid, faults = newest_valid(self._directory)
+        valid, faults = newest_valid(self._directory, at_most=at_most)
         for path, fault in faults.items():
             if fault == UNFINISHED:
                 shutil.rmtree(path)
             else:
                 _set_aside(path)
-        state = None if valid is None else _read(self._orbax, valid, abstract_state)
-        return state, _notes(faults)
+        return None if valid is None else int(valid.name), _notes(faults)
+
+    def read(self, step: int, abstract_state: Any) -> Any:
+        """The state of a step that `newest` has named; every process reads its part.
+
+        Raises:
+            CheckpointError: if it holds another model.
+        """
+        return _read(self._orbax, self._directory / str(step), abstract_state)
 
 
 def restore(directory: Path, abstract_state: Any) -> tuple[Any, list[str]]:
-    """As `Checkpoints.restore_latest`, but changes nothing on disk.
+    """The newest valid state and notes, as `Checkpoints.newest`; changes nothing on disk.
 
     Raises:
         CheckpointError: also if no checkpoint is valid.
     """
-    valid, faults = newest_valid(directory.absolute())
-    if valid is None:
-        reasons = "".join(f"; {note}" for note in _notes(faults))
-        raise CheckpointError(f"no valid checkpoint under {directory}{reasons}")
-    return _read(ocp.StandardCheckpointer(), valid, abstract_state), _notes(faults)
+    directory = directory.absolute()
+    faults: dict[Path, str] = {}
+
+    def find() -> str:
+        valid, newer = newest_valid(directory)
+        faults.update(newer)
+        if valid is None:
+            reasons = "".join(f"; {note}" for note in _notes(faults))
+            raise CheckpointError(f"no valid checkpoint under {directory}{reasons}")
+        return valid.name
+
+    path = directory / processes.from_first(find)
+    return _read(ocp.StandardCheckpointer(), path, abstract_state), _notes(faults)
 
 
-def newest_valid(directory: Path) -> tuple[Path | None, dict[Path, str]]:
+def newest_valid(
+    directory: Path, *, at_most: int | None = None
+) -> tuple[Path | None, dict[Path, str]]:
     """The newest folder without a fault, and the faults of the newer ones."""
     faults = {}
     for step in steps(directory):
         path = directory / str(step)
+        if at_most is not None and step > at_most:
+            continue
         fault = find_fault(path)
         if fault is None:
             return path, faults
@@ -182,8 +203,8 @@ def find_fault(path: Path) -> str | None:
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes and dtypes of a tree, to be restored onto the first device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Shapes and dtypes of a tree, to be restored onto the first device here."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )

@@ -9,11 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.text import Text
 
+from jaxgen.train import processes
+
 PLAIN_SECONDS = 10.0  # between two plain lines
 
 
 def say(message: str) -> None:
     """One line to standard error; standard output is for results."""
+    if not processes.is_first():
+        return
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
 

@@ -1,34 +1,29 @@
 """The training loop: dispatch, and wait only at log intervals and at the end."""
 
 import contextlib
-import functools
 import itertools
-import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxgen import data
-from jaxgen.models.base import Model, sample_keys
 from jaxgen.train import (
+    assembly,
     checkpoint,
     console,
     parallel,
-    pictures,
-    rundir,
+    processes,
     update,
     writing,
 )
-from jaxgen.train.session import Session, abstract_state
-
-NUM_SAMPLES = 64  # images in a sample grid
-INIT_NUMBERS = 2**23  # of at most 4096 images that a data-dependent init sees
+from jaxgen.train.keeping import Keeper, Run
+from jaxgen.train.session import abstract_state
 
 
 class Outcome(NamedTuple):
@@ -39,67 +34,85 @@ class Outcome(NamedTuple):
     signal: int | None
 
 
-class Feed(NamedTuple):
-    """Where batches come from: `fetch(resident, item) -> raw batch`, inside the update.
-
-    A small set lies on the device whole and an item is a batch's indices; of a large one
-    an item is the batch itself.
-    """
-
-    resident: Any
-    items: Generator[Any]
-    fetch: Callable[[Any, Any], Any]
-
-
 def train(
-    session: Session,
-    dataset: data.Dataset,
-    run: rundir.RunFolder,
-    *,
-    tensorboard: bool = False,
+    runs: Sequence[Run], dataset: data.Dataset, *, tensorboard: bool = False
 ) -> Outcome:
-    """Trains to the end of the run, from its newest valid checkpoint if it has one.
+    """Trains to the end of the runs, from their newest valid checkpoints if they have any.
 
     Args:
-        session: Resolved config, model and optimizers.
-        dataset: The data the config names.
-        run: An existing run folder, locked by the caller.
-        tensorboard: Mirror scalars and sample grids to `run/tensorboard`.
+        runs: Existing run folders, locked by the caller, with their resolved configs.
+            Several differ in their seed only; one program trains them all, and each has
+            the numbers that it would have alone, to rounding.
+        dataset: The data the configs name.
+        tensorboard: Mirror scalars and sample grids to `tensorboard/` of each run.
 
     Raises:
         NonFiniteError: when a loss, gradient or parameter is not finite; the last
             checkpoint stays.
         RunError: when a file cannot be written (CheckpointError for a checkpoint).
     """
-    with contextlib.closing(checkpoint.Checkpoints(run.checkpoints)) as checkpoints:
-        state = _initial_state(session, dataset, checkpoints)
-        start = int(state.step)
-        run.keep_metrics_until(start)
-        if start >= session.config.train.steps:
+    config = runs[0].session.config.train
+    with contextlib.ExitStack() as stack:
+        checkpoints = [
+            stack.enter_context(
+                contextlib.closing(checkpoint.Checkpoints(run.folder.checkpoints))
+            )
+            for run in runs
+        ]
+        start = int(processes.from_first(lambda: str(_begin(runs, checkpoints))))
+        if start >= config.steps:
             return Outcome(start, 0, None)
-        return _train_from(
-            state, session, dataset, run, checkpoints, tensorboard=tensorboard
+        outcome = _train_from(
+            start, runs, dataset, checkpoints, tensorboard=tensorboard
         )
+        for each in checkpoints:
+            each.wait()
+    return outcome
+
+
+def _begin(runs: Sequence[Run], checkpoints: Sequence[checkpoint.Checkpoints]) -> int:
+    """The newest step of which every run has a valid checkpoint; 0 if there is none."""
+    at_most, found, noted = None, [-1, 0], False
+    while len(set(found)) > 1:
+        found = []
+        for saved in checkpoints:
+            step, notes = saved.newest(at_most=at_most)
+            for note in notes:
+                console.say(note)
+            noted |= bool(notes)
+            found.append(0 if step is None else step)
+        at_most = min(found)
+    start = found[0]
+    for run in runs:
+        run.folder.keep_metrics_until(start)
+    if start:
+        console.say(f"continuing from step {start:,}")
+    elif noted:
+        console.say("no valid checkpoint is left: starting again from step 0")
+    return start
 
 
 def _train_from(
-    state: update.TrainState,
-    session: Session,
+    start: int,
+    runs: Sequence[Run],
     dataset: data.Dataset,
-    run: rundir.RunFolder,
-    checkpoints: checkpoint.Checkpoints,
+    checkpoints: Sequence[checkpoint.Checkpoints],
     *,
     tensorboard: bool,
 ) -> Outcome:
-    config, start = session.config.train, int(state.step)
-    layout = make_layout(config)
-    feed = make_feed(dataset.train, config.seed, config.batch_size, start, config.steps)
-    key = jax.random.key(config.seed)
+    session, config = runs[0].session, runs[0].session.config.train
+    layout = assembly.make_layout(config)
+    seeds = [run.session.config.train.seed for run in runs]
+    feed = assembly.make_feed(
+        dataset.train, seeds, config.batch_size, start, config.steps, layout.rows
+    )
+    key = assembly.joined([jax.random.key(seed) for seed in seeds])
     first = next(feed.items)
-    state, resident = layout.place(state), layout.place_resident(feed.resident)
+    state = layout.place(_state_at(start, runs, dataset, checkpoints, layout))
+    resident = layout.place_resident(feed.resident)
     began = time.perf_counter()
     program = layout.compile(
-        make_advance(session, layout),
+        assembly.make_advance(session, layout, len(runs)),
         feed.fetch,
         (state, resident, first, key),
         config.steps_per_dispatch,
@@ -107,26 +120,33 @@ def _train_from(
     compile_s = time.perf_counter() - began
     where = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
     console.say(f"compiled in {compile_s:.1f} s{where}")
-    writer = writing.Writer(
-        run,
-        config,
-        writing.paths_of(state.params),
-        start,
-        compile_s,
-        tensorboard=tensorboard,
-    )
-    draw = Sampler(session.model, config.seed)
-    done = start
-    with (
-        _signals() as caught,
-        contextlib.closing(writer),
-        contextlib.closing(feed.items) as items,
-    ):
+    keepers = [
+        Keeper(
+            run,
+            (i, len(runs)),
+            layout,
+            checkpoints[i],
+            writing.Writer(
+                run.folder,
+                config,
+                writing.paths_of(state.params),
+                start,
+                compile_s,
+                place=(i, len(runs)),
+                tensorboard=tensorboard,
+            ),
+        )
+        for i, run in enumerate(runs)
+    ]
+    done, stopped = start, None
+    with _stop_asked() as stop_asked, contextlib.ExitStack() as stack:
+        for closed in (feed.items, *keepers):
+            stack.callback(closed.close)
         if start == 0:
-            _write_reals(dataset, session, run)
-            writer.samples(0, draw(layout.view(state.ema)))
-        items = itertools.chain([first], items)
-        while True:
+            for keeper in keepers:
+                keeper.begin(state, dataset)
+        items = itertools.chain([first], feed.items)
+        for dispatch in itertools.count():
             count = min(program.num_steps, _next_event(config, done) - done)
             batches = layout.place_items(
                 list(itertools.islice(items, count)), program.num_steps
@@ -134,21 +154,31 @@ def _train_from(
             state, metrics = program.run(state, resident, batches, np.int32(count), key)
             if layout.is_eager:
                 jax.block_until_ready(metrics)
-            writer.add(done, count, metrics)
+            stopped = stop_asked(dispatch)
+            last = done + count == config.steps or stopped is not None
+            for keeper in keepers:
+                keeper.add(done, count, metrics)
+                keeper.tend(done + count, state, last=last)
             done += count
-            last = done == config.steps or bool(caught)
-            if last or done % config.every("checkpoint") == 0:
-                writer.flush()
-                checkpoints.save(done, _finite_copy(done, layout.view(state)))
-            elif done % config.every("log") == 0:
-                writer.flush()
-            if done % config.every("sample") == 0 or done == config.steps:
-                writer.flush()
-                writer.samples(done, draw(layout.view(state.ema)))
             if last:
                 break
-        checkpoints.wait()
-    return Outcome(done, done - start, caught[0] if caught else None)
+    return Outcome(done, done - start, stopped)
+
+
+def _state_at(
+    start: int,
+    runs: Sequence[Run],
+    dataset: data.Dataset,
+    checkpoints: Sequence[checkpoint.Checkpoints],
+    layout: parallel.Layout,
+) -> update.TrainState:
+    """The joined states of all runs at a step that all have saved, or at the start."""
+    if start == 0:
+        states = [assembly.first_state(run.session, dataset) for run in runs]
+    else:
+        target = layout.stored(abstract_state(runs[0].session))
+        states = [saved.read(start, target) for saved in checkpoints]
+    return assembly.joined(states)
 
 
 def _next_event(config: Any, done: int) -> int:
@@ -157,145 +187,17 @@ def _next_event(config: Any, done: int) -> int:
     return min(config.steps, *(done - done % n + n for n in intervals))
 
 
-def make_layout(config: Any, devices: Sequence[Any] | None = None) -> parallel.Layout:
-    """Where a run of this training config lies, on this machine or on given devices."""
-    return parallel.Layout(
-        config.parallel,
-        config.devices,
-        batch_size=config.batch_size,
-        num_parts=config.accumulate,
-        devices=devices,
-    )
-
-
-def make_feed(
-    source: data.Source, seed: int, batch_size: int, start: int, steps: int
-) -> Feed:
-    """Batches `start .. steps` of a source; batch t is a function of (seed, t) alone."""
-    data.check_batch_size(source, batch_size)
-    if isinstance(source, data.ArraySource):
-        resident = dict(source.arrays)
-        indices = functools.partial(
-            data.batch_indices, num_examples=source.num_examples, batch_size=batch_size
-        )
-        items = (indices(seed, step).astype(np.int32) for step in range(start, steps))
-        return Feed(resident, items, lambda r, i: {name: a[i] for name, a in r.items()})
-    batches = data.stream(
-        source,
-        seed=seed,
-        batch_size=batch_size,
-        start_step=start,
-        num_steps=steps - start,
-    )
-    return Feed((), batches, lambda _, batch: batch)
-
-
-class Sampler:
-    """Draws images from a model; image i depends on (seed, i) alone.
-
-    Always `NUM_SAMPLES` at once, so that rounding does not depend on how many.
-    """
-
-    def __init__(self, model: Model, seed: int):
-        self._model, self._seed = model, seed
-        self._draw = jax.jit(self._some)
-
-    def __call__(self, params: Any, start: int = 0) -> np.ndarray:
-        """uint8 images `start .. start + NUM_SAMPLES`, `[NUM_SAMPLES, H, W, C]`."""
-        return pictures.to_uint8(np.asarray(self._draw(params, start)))
-
-    def _some(self, params: Any, start: jax.Array | int) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(self._seed), 2**30)
-        keys = sample_keys(key, start + jnp.arange(NUM_SAMPLES))
-        return self._model.generate(params, self._model.prior(keys[0]), keys[1])
-
-
-def _initial_state(
-    session: Session, dataset: data.Dataset, checkpoints: checkpoint.Checkpoints
-) -> update.TrainState:
-    target = checkpoint.abstract(abstract_state(session))
-    state, notes = checkpoints.restore_latest(target)
-    for note in notes:
-        console.say(note)
-    if state is not None:
-        console.say(f"continuing from step {int(state.step):,}")
-        return state
-    if notes:
-        console.say("no valid checkpoint is left: starting again from step 0")
-    return first_state(session, dataset)
-
-
-def first_state(session: Session, dataset: data.Dataset) -> update.TrainState:
-    """The state before the first update, on one device."""
-    config = session.config
-    key = jax.random.key(config.train.seed)
-    num = max(1, min(4096, INIT_NUMBERS // math.prod(dataset.shape)))
-    num = min(num, dataset.train.num_examples)
-    raw = {n: jnp.asarray(a) for n, a in dataset.train.take(np.arange(num)).items()}
-
-    def init(key: jax.Array, raw: Any) -> update.TrainState:
-        batch = data.prepare(raw, key, transform=config.data.transform)
-        return update.init_state(session.model, session.optimizers, key, batch)
-
-    return jax.jit(init)(jax.random.fold_in(key, 2**31 - 1), raw)
-
-
-def make_advance(session: Session, layout: parallel.Layout) -> update.Update:
-    """The update of a run on a layout, not compiled."""
-    config = session.config
-    return update.make_update(
-        session.model,
-        session.optimizers,
-        num_steps=config.train.steps,
-        ema_half_life=config.train.ema_half_life,
-        prepare=functools.partial(data.prepare, transform=config.data.transform),
-        num_parts=config.train.accumulate,
-        axis_name=layout.axis_name,
-    )
-
-
-@jax.jit
-def _copied(state: update.TrainState) -> tuple[update.TrainState, list[jax.Array]]:
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
-    return jax.tree.map(jnp.copy, state), finite
-
-
-def _finite_copy(step: int, state: update.TrainState) -> update.TrainState:
-    """A copy to be saved while the state itself is donated to the next update.
-
-    Raises:
-        NonFiniteError: if a parameter is not finite; such a state is never saved.
-    """
-    copy, finite = _copied(state)
-    paths = [
-        jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(state.params)
-    ]
-    bad = [path for path, good in zip(paths, finite, strict=True) if not good]
-    if bad:
-        raise writing.NonFiniteError(
-            f"step {step}: the update made {bad[0]} and {len(bad) - 1} more parameters "
-            f"not finite. {writing.REMEDY}"
-        )
-    return copy
-
-
-def _write_reals(
-    dataset: data.Dataset, session: Session, run: rundir.RunFolder
-) -> None:
-    num = min(NUM_SAMPLES, dataset.train.num_examples)
-    raw = dataset.train.take(data.spread(dataset.train.num_examples, num))["x"]
-    batch = {"x": jnp.asarray(raw)}
-    transform = session.config.data.transform
-    x = data.prepare(
-        batch, jax.random.key(session.config.train.seed), transform=transform
-    )["x"]
-    picture = pictures.grid(pictures.to_uint8(np.asarray(x)))
-    rundir.write_bytes(run.samples / "reals.png", pictures.png(picture, min_side=256))
-
-
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT; the second one ends the process at once."""
+def _stop_asked() -> Iterator[Callable[[int], int | None]]:
+    """A function of the dispatch's number: the signal to stop at it, or None.
+
+    SIGTERM and SIGINT are collected; the second one ends the process at once. Of several
+    processes each is told of a SIGTERM to any, and all stop at the same dispatch.
+    """
+    if processes.count() > 1:
+        reached = multihost_utils.reached_preemption_sync_point
+        yield lambda dispatch: signal.SIGTERM if reached(dispatch) else None
+        return
     caught: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -306,7 +208,7 @@ def _signals() -> Iterator[list[int]]:
 
     previous = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield caught
+        yield lambda dispatch: caught[0] if caught else None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -68,14 +68,7 @@ class Layout:
         num_parts: int = 1,
         devices: Sequence[Any] | None = None,
     ):
-        devices = jax.devices() if devices is None else devices
-        if num_devices > len(devices):
-            raise UserError(
-                f"--devices {num_devices}: this machine has {len(devices)} "
-                f"({devices[0].device_kind})"
-            )
-        automatic = 1 if devices[0].platform == "cpu" else len(devices)
-        self.devices = devices[: num_devices or automatic]
+        self.devices = _choose(num_devices, devices)
         self.kind = kind
         shares = self.num_devices * num_parts
         if rest := batch_size % shares:
@@ -85,6 +78,7 @@ class Layout:
                 f"--batch-size {batch_size} does not divide over {self.num_devices} "
                 f"devices{parts}; {' or '.join(map(str, near))} does"
             )
+        self._batch_size = batch_size
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
 
     @property
@@ -98,6 +92,12 @@ class Layout:
         return AXIS if self.kind == "pmap" else None
 
     @property
+    def rows(self) -> slice:
+        """The part of each global batch that this process feeds."""
+        num = self._batch_size // jax.process_count()
+        return slice(jax.process_index() * num, (jax.process_index() + 1) * num)
+
+    @property
     def is_eager(self) -> bool:
         """Whether dispatches must be waited for one by one.
 
@@ -107,14 +107,18 @@ class Layout:
         return self.num_devices > 1 and self.devices[0].platform == "cpu"
 
     def state_sharding(self, state: Any) -> Any:
-        """A sharding for each leaf of the state, as it is stored and checkpointed."""
+        """A sharding for each leaf of the state."""
         if self.kind != "fsdp":
             return jax.tree.map(lambda _: self._sharding(P()), state)
         return jax.tree.map(lambda leaf: self._sharding(self._split(leaf)), state)
 
+    def stored(self, state: Any) -> Any:
+        """Shapes and shardings of the state as it is stored and checkpointed."""
+        return jax.tree.map(_shape, state, self.state_sharding(state))
+
     def place(self, state: TrainState) -> TrainState:
-        """The state as a dispatch wants it."""
-        placed = jax.device_put(state, self.state_sharding(state))
+        """The state as a dispatch wants it; given whole, or as it is stored."""
+        placed = jax.tree.map(_put, state, self.state_sharding(state))
         return self._stacked(placed) if self.kind == "pmap" else placed
 
     def view(self, tree: Any) -> Any:
@@ -123,30 +127,52 @@ class Layout:
             return tree
         return jax.tree.map(self._one_of_each, tree)
 
+    def whole(self, tree: Any) -> Any:
+        """A view's whole copy on this process's first device; all must ask for it."""
+        if jax.process_count() == 1:
+            return tree
+        everywhere = self._sharding(P())
+        gathered = jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+
     def place_resident(self, resident: Any) -> Any:
         """Data that every device keeps whole."""
-        placed = jax.device_put(resident, self._sharding(P()))
+        everywhere = self._sharding(P())
+        placed = jax.tree.map(lambda leaf: _put(leaf, everywhere), resident)
         return self._stacked(placed) if self.kind == "pmap" else placed
 
     def place_items(self, items: list[Any], num_steps: int) -> Any:
-        """Up to `num_steps` batches (or their indices), split over the devices."""
+        """Up to `num_steps` batches (or their indices), split over the devices.
+
+        Of each batch this process gives its own `rows`.
+        """
         padded = items + [items[-1]] * (num_steps - len(items))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
         if self.kind != "pmap":
-            return jax.device_put(stacked, self._sharding(P(None, AXIS)))
+            sharding = self._sharding(P(None, AXIS))
+            return jax.make_array_from_process_local_data(sharding, stacked)
+        own = self._batch_size // self.num_devices
         split = jax.tree.map(
-            lambda a: a.reshape(num_steps, self.num_devices, -1, *a.shape[2:]).swapaxes(
-                0, 1
-            ),
+            lambda a: a.reshape(num_steps, -1, own, *a.shape[2:]).swapaxes(0, 1),
             stacked,
         )
-        return jax.device_put(split, self._sharding(P(AXIS)))
+        return jax.make_array_from_process_local_data(self._sharding(P(AXIS)), split)
 
     def shapes(self, state: Any, resident: Any) -> tuple[Any, Any]:
         """What `place` and `place_resident` give, as shapes with shardings."""
-        everywhere = jax.tree.map(lambda _: self._sharding(P()), resident)
+        everywhere = self._sharding(P())
+        shapes = (
+            self.stored(state),
+            jax.tree.map(lambda leaf: _shape(leaf, everywhere), resident),
+        )
+        if self.kind != "pmap":
+            return shapes
+        copies, sharding = self.num_devices, self._sharding(P(AXIS))
         return jax.tree.map(
-            self._shape, (state, resident), (self.state_sharding(state), everywhere)
+            lambda s: jax.ShapeDtypeStruct(
+                (copies, *s.shape), s.dtype, sharding=sharding
+            ),
+            shapes,
         )
 
     def compile(
@@ -167,11 +193,14 @@ class Layout:
         )
 
         def lower(num_steps: int) -> Any:
-            items = jax.tree.map(lambda leaf: self._item_shape(leaf, num_steps), item)
-            count = jax.ShapeDtypeStruct((), jnp.int32)
-            return dispatch.lower(state, resident, items, count, key)
+            count = np.int32(1)
+            if jax.process_count() > 1:  # pmap then takes no shapes
+                items = self.place_items([item], num_steps)
+                return dispatch.lower(state, resident, items, count, key)
+            items = jax.tree.map(lambda a: self._item_shape(a, num_steps), item)
+            of_key = jax.ShapeDtypeStruct(key.shape, key.dtype)
+            return dispatch.lower(state, resident, items, count, of_key)
 
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype)
         leaves = jax.tree.leaves(item)
         item_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         chosen = num_steps or max(1, min(AUTOMATIC_STEPS, ITEM_BYTES // item_bytes))
@@ -246,25 +275,54 @@ class Layout:
             leaf.shape[1:], self._sharding(P()), copies
         )
 
-    def _shape(self, leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        if self.kind == "pmap":
-            shape, sharding = (self.num_devices, *leaf.shape), self._sharding(P(AXIS))
-        else:
-            shape = leaf.shape
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
     def _item_shape(self, leaf: Any, num_steps: int) -> jax.ShapeDtypeStruct:
         """Of a batch's array, as `place_items` stacks and splits it."""
-        shape, spec = (num_steps, *leaf.shape), P(None, AXIS)
+        shape, spec = (num_steps, self._batch_size, *leaf.shape[1:]), P(None, AXIS)
+        sharding = self._sharding(spec)
         if self.kind == "pmap":
-            own = leaf.shape[0] // self.num_devices
-            shape, spec = (self.num_devices, num_steps, own, *leaf.shape[1:]), P(AXIS)
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding(spec))
+            own = self._batch_size // self.num_devices
+            shape = (self.num_devices, num_steps, own, *leaf.shape[1:])
+            sharding = self._sharding(P(AXIS))
+        return _shape(jax.ShapeDtypeStruct(shape, leaf.dtype), sharding)
 
     def _sharding(self, spec: P) -> NamedSharding:
         return NamedSharding(self._mesh, spec)
+
+
+def _choose(num_devices: int, given: Sequence[Any] | None) -> list[Any]:
+    """As many devices of each process, in the order of the processes."""
+    processes, here = jax.process_count(), given or jax.local_devices()
+    automatic = 1 if here[0].platform == "cpu" else len(here)
+    each, rest = divmod(num_devices or automatic * processes, processes)
+    if rest:
+        raise UserError(
+            f"--devices {num_devices} does not divide over {processes} processes"
+        )
+    if each > len(here):
+        where = "this machine has" if processes == 1 else "each process has"
+        raise UserError(
+            f"--devices {num_devices}: {where} {len(here)} ({here[0].device_kind})"
+        )
+    if given is not None:
+        return list(given[:each])
+    by_process: dict[int, list[Any]] = {}
+    for device in sorted(jax.devices(), key=lambda d: (d.process_index, d.id)):
+        by_process.setdefault(device.process_index, []).append(device)
+    return [device for devices in by_process.values() for device in devices[:each]]
+
+
+def _shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array of which every process has the whole, or its part of a placed one."""
+    is_placed = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if is_placed or sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda at: whole[at])
 
 
 def _dispatch(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxgen._checks import RunError
-from jaxgen.train import console, pictures, rundir
+from jaxgen.train import console, pictures, processes, rundir
 
 REMEDY = (
     "Nothing of it was saved: with a lower --learning-rate or with --clip-norm the run "
@@ -20,7 +20,17 @@ class NonFiniteError(RunError):
 
 
 class Writer:
-    """metrics.jsonl, samples, TensorBoard and the meter; reads the device in batches."""
+    """metrics.jsonl, samples, TensorBoard and the meter; reads the device in batches.
+
+    Args:
+        run: The folder.
+        config: Of training.
+        paths: Names of each player's parameters, as `paths_of` gives them.
+        start: The step training starts from.
+        compile_s: Seconds of compilation, told in the first record.
+        place: `(which, of how many)` runs of a program it is; the first has the meter.
+        tensorboard: Whether to mirror to it.
+    """
 
     def __init__(
         self,
@@ -30,16 +40,20 @@ class Writer:
         start: int,
         compile_s: float,
         *,
+        place: tuple[int, int] = (0, 1),
         tensorboard: bool,
     ):
-        self._run, self._config = run, config
+        self._run, self._config, self._place = run, config, place
+        self._writes = processes.is_first()
         self._paths = paths
         records = run.read_metrics()
         self._train_s = records[-1].get("train_s", 0.0) if records else 0.0
         self._compile_s = compile_s
         self._pending: list[tuple[int, int, Any]] = []
-        self._meter = console.Meter(config.steps, start)
-        self._board = _tensorboard(run, start) if tensorboard else None
+        is_shown = self._writes and place[0] == 0
+        self._meter = console.Meter(config.steps, start) if is_shown else None
+        mirrors = self._writes and tensorboard
+        self._board = _tensorboard(run, start) if mirrors else None
         self._since = time.perf_counter()
 
     def add(self, done: int, count: int, metrics: Any) -> None:
@@ -52,7 +66,7 @@ class Writer:
             return
         fetched, self._pending = jax.device_get(self._pending), []
         pending = [
-            (done + i + 1, {name: value[i] for name, value in metrics.items()})
+            (done + i + 1, {n: self._own(value[i]) for n, value in metrics.items()})
             for done, count, metrics in fetched
             for i in range(count)
         ]
@@ -60,6 +74,9 @@ class Writer:
         self._train_s += seconds
         for step, metrics in pending:
             _check_finite(step, metrics, self._paths)
+        if not self._writes:
+            self._since = time.perf_counter()
+            return
         steps_per_s = len(pending) / seconds
         step = pending[-1][0]
         terms = {
@@ -85,7 +102,8 @@ class Writer:
         if self._board is not None:
             for name, value in record.items():
                 self._board.add_scalar(name, value, step)
-        self._meter.show(step, record["loss"], record["images_per_s"], steps_per_s)
+        if self._meter is not None:
+            self._meter.show(step, record["loss"], record["images_per_s"], steps_per_s)
         self._since = time.perf_counter()
 
     def samples(self, step: int, images: np.ndarray) -> None:
@@ -97,9 +115,14 @@ class Writer:
             self._board.add_image("samples", picture, step, dataformats="HWC")
         self._since = time.perf_counter()
 
+    def _own(self, value: np.ndarray) -> np.ndarray:
+        which, of = self._place
+        return value if of == 1 else value[which]
+
     def close(self) -> None:
         """Leaves the terminal and TensorBoard's files as they should be."""
-        self._meter.close()
+        if self._meter is not None:
+            self._meter.close()
         if self._board is not None:
             self._board.close()
 

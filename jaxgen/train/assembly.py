@@ -1,0 +1,177 @@
+"""From a session to what the loop turns: layout, batches, update, first state, samples.
+
+Several runs that differ in their seed only are one program: their states are stacked in
+front, `[K, ...]`, and their batches behind the examples, `[B, K, ...]`, so that devices
+share the batch in the same way as for one run.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import data
+from jaxgen.models.base import Model, sample_keys
+from jaxgen.train import parallel, pictures, update
+from jaxgen.train.session import Session
+
+NUM_SAMPLES = 64  # images in a sample grid
+INIT_NUMBERS = 2**23  # of at most 4096 images that a data-dependent init sees
+
+
+class Feed(NamedTuple):
+    """Where batches come from: `fetch(resident, item) -> raw batch`, inside the update.
+
+    A small set lies on the device whole and an item is a batch's indices; of a large one
+    an item is the batch itself.
+    """
+
+    resident: Any
+    items: Generator[Any]
+    fetch: Callable[[Any, Any], Any]
+
+
+def make_layout(config: Any, devices: Sequence[Any] | None = None) -> parallel.Layout:
+    """Where a run of this training config lies, on this machine or on given devices."""
+    return parallel.Layout(
+        config.parallel,
+        config.devices,
+        batch_size=config.batch_size,
+        num_parts=config.accumulate,
+        devices=devices,
+    )
+
+
+def make_feed(
+    source: data.Source,
+    seeds: Sequence[int],
+    batch_size: int,
+    start: int,
+    steps: int,
+    rows: slice = slice(None),
+) -> Feed:
+    """Batches `start .. steps` of a source; batch t is a function of (seed, t) alone.
+
+    Args:
+        source: Where the examples come from.
+        seeds: One for each run that is trained.
+        batch_size: Of the global batch.
+        start: The first step.
+        steps: The step before which it ends.
+        rows: The part of each global batch that is wanted.
+    """
+    data.check_batch_size(source, batch_size)
+    if isinstance(source, data.ArraySource):
+        resident = dict(source.arrays)
+        indices = functools.partial(
+            data.batch_indices, num_examples=source.num_examples, batch_size=batch_size
+        )
+        items = (
+            joined([indices(s, step)[rows].astype(np.int32) for s in seeds], axis=1)
+            for step in range(start, steps)
+        )
+        return Feed(resident, items, lambda r, i: {name: a[i] for name, a in r.items()})
+    streams = [
+        data.stream(
+            source,
+            seed=seed,
+            batch_size=batch_size,
+            start_step=start,
+            num_steps=steps - start,
+            rows=rows,
+        )
+        for seed in seeds
+    ]
+    return Feed((), _joined_streams(streams), lambda _, batch: batch)
+
+
+def _joined_streams(streams: Sequence[Any]) -> Generator[Any]:
+    try:
+        for batches in zip(*streams, strict=True):
+            whole = joined(batches, axis=1)
+            # Places in the whole batch: known where the parts come together.
+            yield {name: a for name, a in whole.items() if name != "index"}
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def joined(trees: Sequence[Any], *, axis: int = 0) -> Any:
+    """The trees of several runs as one; that of a lone run as it is."""
+    if len(trees) == 1:
+        return trees[0]
+
+    def stack(*leaves: Any) -> Any:
+        on_host = isinstance(leaves[0], np.ndarray)
+        return (np if on_host else jnp).stack(leaves, axis)
+
+    return jax.tree.map(stack, *trees)
+
+
+def part(tree: Any, run: int, num_runs: int) -> Any:
+    """One run's tree of those that `joined` stacked in front."""
+    return tree if num_runs == 1 else jax.tree.map(lambda leaf: leaf[run], tree)
+
+
+def first_state(session: Session, dataset: data.Dataset) -> update.TrainState:
+    """The state before the first update, on one device."""
+    config = session.config
+    key = jax.random.key(config.train.seed)
+    num = max(1, min(4096, INIT_NUMBERS // math.prod(dataset.shape)))
+    num = min(num, dataset.train.num_examples)
+    raw = {n: jnp.asarray(a) for n, a in dataset.train.take(np.arange(num)).items()}
+
+    def init(key: jax.Array, raw: Any) -> update.TrainState:
+        batch = data.prepare(raw, key, transform=config.data.transform)
+        return update.init_state(session.model, session.optimizers, key, batch)
+
+    return jax.jit(init)(jax.random.fold_in(key, 2**31 - 1), raw)
+
+
+def make_advance(
+    session: Session, layout: parallel.Layout, num_runs: int = 1
+) -> update.Update:
+    """The update of one run, or of several joined ones, on a layout; not compiled."""
+    config = session.config
+    advance = update.make_update(
+        session.model,
+        session.optimizers,
+        num_steps=config.train.steps,
+        ema_half_life=config.train.ema_half_life,
+        prepare=functools.partial(data.prepare, transform=config.data.transform),
+        num_parts=config.train.accumulate,
+        axis_name=layout.axis_name,
+    )
+    if num_runs == 1:
+        return advance
+
+    def advance_all(state: update.TrainState, batch: Any, keys: jax.Array) -> Any:
+        # Places in the batch are the same for all runs.
+        axes = {name: None if name == "index" else 1 for name in batch}
+        return jax.vmap(advance, (0, axes, 0))(state, batch, keys)
+
+    return advance_all
+
+
+class Sampler:
+    """Draws images from a model; image i depends on (seed, i) alone.
+
+    Always `NUM_SAMPLES` at once, so that rounding does not depend on how many.
+    """
+
+    def __init__(self, model: Model, seed: int):
+        self._model, self._seed = model, seed
+        self._draw = jax.jit(self._some)
+
+    def __call__(self, params: Any, start: int = 0) -> np.ndarray:
+        """uint8 images `start .. start + NUM_SAMPLES`, `[NUM_SAMPLES, H, W, C]`."""
+        return pictures.to_uint8(np.asarray(self._draw(params, start)))
+
+    def _some(self, params: Any, start: jax.Array | int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self._seed), 2**30)
+        keys = sample_keys(key, start + jnp.arange(NUM_SAMPLES))
+        return self._model.generate(params, self._model.prior(keys[0]), keys[1])

@@ -1,0 +1,190 @@
+"""Several processes that train as one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from doors import SHORT, jaxgen
+
+from jaxgen._checks import UserError
+from jaxgen.train import processes
+from jaxgen.train.processes import Launch
+from jaxgen.train.rundir import RunFolder
+
+TWO = {"JAX_NUM_CPU_DEVICES": "2", "NPROC": "8", "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coordinator": "here:1"}, "go together: --num-processes is missing"),
+        ({"process_id": 0, "num_processes": 2}, "together: --coordinator is missing"),
+        ({"coordinator": "here"}, "--coordinator must be HOST:PORT, got here"),
+        ({"process_id": 2}, r"--process-id 2: .* must be in 0 \.\. 1"),
+    ],
+)
+def test_start_refuses_options_that_do_not_fit(options, message):
+    whole = {"coordinator": "here:1", "num_processes": 2, "process_id": 0}
+    given = options if "must" not in message else {**whole, **options}
+    with pytest.raises(UserError, match=message):
+        processes.start(Launch(**given))
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),  # the batch script itself
+        ({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}, True),
+        ({"SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, True),
+        ({"JOB_COMPLETION_INDEX": "0"}, False),  # nothing here can ask the cluster
+    ],
+)
+def test_started_by_engine_wants_several_processes(environment, expected):
+    assert processes.started_by_engine(environment) is expected
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start_two(*argv, **options):
+    """`jaxgen ARGV` in two processes with two devices each."""
+    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
+    env = {**os.environ, **TWO}
+    return [
+        jaxgen(*argv, *where, "--process-id", i, env=env, **options) for i in range(2)
+    ]
+
+
+def wait(started, timeout=240):
+    """Exit statuses, outputs and errors, in the order of the processes."""
+    try:
+        told = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [p.returncode for p in started], *zip(*told, strict=True)
+
+
+def test_an_unreachable_coordinator_is_given_up_in_time():
+    began = time.monotonic()
+    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2"]
+    process = jaxgen(
+        "train", "vae", *where, "--process-id", "1", "--connect-timeout", "2"
+    )
+    statuses, _, errors = wait([process], timeout=60)
+    assert statuses == [1]
+    assert "2 s passed and the processes have not met at 127.0.0.1" in errors[0]
+    assert errors[0].count("\n") == 1
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_numbers_of_one_device(tmp_path):
+    from test_parallel import MODELS, assert_same, reference
+
+    script = Path(__file__).parent / "two_processes.py"
+    where = f"127.0.0.1:{free_port()}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), where, str(i), str(tmp_path)],
+            env={**os.environ, **TWO},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    statuses, _, errors = wait(started)
+    assert statuses == [0, 0], errors
+    compared = 0
+    for file in tmp_path.glob("*.npz"):
+        name, _ = file.stem.split("-", 1)
+        leaves = np.load(file, allow_pickle=False)
+        numbered = [leaves[f"arr_{i}"] for i in range(len(leaves.files))]
+        import jax
+
+        assert_same(numbered, jax.tree.leaves(reference(name)))
+        compared += 1
+    assert compared == 4 * len(MODELS)
+
+
+@pytest.mark.slow
+def test_processes_stop_together_and_go_on_in_one(tmp_path):
+    """One of them is told to stop, then one is killed; then a lone process finishes."""
+    command = ["train", "vae", *SHORT, "--steps", "3000", "--checkpoint-every", "20"]
+    out = ["--out", tmp_path / "run"]
+    for number, who in ((signal.SIGTERM, 1), (signal.SIGKILL, 0)):
+        before = steps(tmp_path / "run")
+        started = start_two(*command, *out, "--devices", "4")
+        while steps(tmp_path / "run") <= before:
+            assert all(p.poll() is None for p in started), wait(started)
+            time.sleep(0.1)
+        started[who].send_signal(number)
+        statuses, outputs, errors = wait(started)
+        if number == signal.SIGTERM:
+            assert statuses == [143, 143], errors
+            assert "the same command continues" in errors[0]
+            assert "run: " in outputs[0]
+            assert "jaxgen" not in errors[1]  # one of them speaks
+        else:
+            assert statuses[0] == -signal.SIGKILL
+            assert statuses[1] not in (0, None)
+    reached = steps(tmp_path / "run")
+    command[command.index("3000")] = str(reached + 40)
+    one, _, errors = wait([jaxgen(*command, *out)])
+    assert one == [0], errors
+    assert "continuing from step" in errors[0]
+
+
+def steps(run):
+    """The newest checkpoint that is sealed."""
+    sealed = (run / "checkpoints").glob("*/manifest.json")
+    return max((int(p.parent.name) for p in sealed), default=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path):
+    command = ["train", "vae", *SHORT, "--steps", "12"]
+    statuses, outputs, errors = wait(
+        start_two(*command, "--devices", "4", "--out", tmp_path / "two")
+    )
+    assert statuses == [0, 0], errors
+    assert outputs[0].endswith(f"run: {tmp_path / 'two'}\n")
+    assert "run:" not in outputs[1]
+    statuses, _, _ = wait([jaxgen(*command, "--out", tmp_path / "one")])
+    assert statuses == [0]
+    two, one = (
+        [r["loss"] for r in RunFolder(tmp_path / name).read_metrics()]
+        for name in ("two", "one")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    judged = (
+        json.loads((tmp_path / n / "evaluation.json").read_text())["nll_nats"]
+        for n in ("two", "one")
+    )
+    assert next(judged) == pytest.approx(next(judged), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_reaches_all(tmp_path):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("x")
+    statuses, _, errors = wait(
+        start_two("train", "vae", *SHORT, "--out", tmp_path / "foreign")
+    )
+    assert statuses == [2, 2]
+    assert all("holds files but no config.json" in e for e in errors)

@@ -1,0 +1,32 @@
+"""One of two processes that train every toy on every wrapping; see test_processes.py."""
+
+import sys
+
+import jax
+import numpy as np
+
+from jaxgen.train import processes
+
+LAYOUTS = {
+    "sharded": {"num_steps": 3},
+    "fsdp": {"kind": "fsdp"},
+    "pmap": {"kind": "pmap", "num_steps": 7},
+    "parts": {"num_parts": 2},
+}
+
+if __name__ == "__main__":
+    coordinator, number, out = sys.argv[1:]
+    processes.start(
+        processes.Launch(
+            coordinator=coordinator, num_processes=2, process_id=int(number)
+        )
+    )
+    import test_parallel
+
+    for name in test_parallel.MODELS:
+        for label, options in LAYOUTS.items():
+            layout, state, metrics = test_parallel.train(name, devices=4, **options)
+            state = layout.whole(layout.view(state))
+            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((state, metrics))]
+            if processes.is_first():
+                np.savez(f"{out}/{name}-{label}.npz", *leaves)
