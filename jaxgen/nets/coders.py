@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.nets.conv import Conv
+
 Shape = tuple[int, int, int]  # H, W, C
 ACTIVATIONS = {"tanh": nn.tanh, "silu": nn.silu, "relu": nn.relu}
 
@@ -62,7 +64,7 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """Encodes centred images."""
-        h = nn.Conv(self.width, (3, 3))(x)
+        h = Conv(self.width, (3, 3))(x)
         for level in range(self.num_levels):
             for _ in range(self.num_blocks):
                 h = _residual_block(h)
@@ -96,7 +98,7 @@ class ConvDecoder(nn.Module):
             if level > 0:
                 h = _unpatched(nn.Dense(4 * self.width * 2 ** (level - 1))(h))
                 h = h[:, : sizes[level - 1][0], : sizes[level - 1][1]]
-        return nn.Conv(self.num_channels, (3, 3), name="output")(nn.silu(h))
+        return Conv(self.num_channels, (3, 3), name="output")(nn.silu(h))
 
 
 def _moments(latent_dim: int, h: Array) -> tuple[Array, Array]:
@@ -108,8 +110,8 @@ def _moments(latent_dim: int, h: Array) -> tuple[Array, Array]:
 
 def _residual_block(h: Array) -> Array:
     channels = h.shape[-1]
-    r = nn.Conv(channels, (3, 3))(nn.silu(nn.LayerNorm()(h)))
-    r = nn.Conv(channels, (3, 3), kernel_init=nn.initializers.zeros)(nn.silu(r))
+    r = Conv(channels, (3, 3))(nn.silu(nn.LayerNorm()(h)))
+    r = Conv(channels, (3, 3), kernel_init=nn.initializers.zeros)(nn.silu(r))
     return h + r
 
 
