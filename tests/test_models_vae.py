@@ -320,3 +320,56 @@ def test_free_bits_and_warmup_enter_the_loss():
 def test_config_is_json_ready():
     config, _ = vae.resolve(vae.VAEConfig(), (8, 8, 1), None)
     assert dataclasses.asdict(config)["shape"] == (8, 8, 1)
+
+
+def one_step(batch=6, shape=(8, 8, 1), **options):
+    """The compiled update of a Bernoulli VAE, and its arguments."""
+    _, model = bound(shape, likelihood="bernoulli", **options)
+    x = {"x": images(shape, "bernoulli", batch)}
+    optimizers = {"vae": optax.adam(1e-3)}
+    state = update.init_state(model, optimizers, jax.random.key(0), x)
+    # Away from the start, where the last convolutions of the blocks are zero.
+    state = state._replace(
+        params=jax.tree.map(lambda p: p + 0.03, state.params),
+    )
+    advance = jax.jit(update.make_update(model, optimizers, num_steps=10))
+    return advance.lower(state, x, jax.random.key(1)), (state, x, jax.random.key(1))
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_remat_computes_again_and_changes_no_number(net):
+    options = {"batch": 256, "net": net, "hidden": (64,) * 16}
+    plain, arguments = one_step(**options)
+    saving, _ = one_step(**options, remat=True)
+    operation = {"mlp": "stablehlo.dot_general", "conv": "stablehlo.convolution"}[net]
+    counts = [lowered.as_text().count(operation) for lowered in (plain, saving)]
+    assert counts[1] > counts[0]
+    plain, saving = plain.compile(), saving.compile()
+    if net == "mlp":  # XLA:CPU keeps the blocks of convolutions all the same
+        sizes = [c.memory_analysis().temp_size_in_bytes for c in (plain, saving)]
+        assert sizes[1] < 0.75 * sizes[0], sizes
+    expected, actual = plain(*arguments), saving(*arguments)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_bfloat16_is_inside_the_networks_only(net):
+    exact, arguments = one_step(net=net)
+    low, _ = one_step(net=net, compute="bfloat16")
+    products = [
+        line
+        for line in low.as_text().splitlines()
+        if "stablehlo.dot_general" in line or "stablehlo.convolution" in line
+    ]
+    assert products
+    assert all("bf16" in line for line in products)
+    state, metrics = low.compile()(*arguments)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {
+        jnp.dtype(jnp.float32),
+        jnp.dtype(jnp.int32),
+    }
+    assert metrics["loss/vae"].dtype == jnp.float32
+    _, expected = exact.compile()(*arguments)
+    assert metrics["loss/vae"] != expected["loss/vae"]
+    np.testing.assert_allclose(metrics["loss/vae"], expected["loss/vae"], rtol=0.02)

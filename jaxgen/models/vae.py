@@ -45,12 +45,17 @@ NUMBERS = 2**20  # outputs of the decoder at once in importance sampling
 def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
     """Mean and log variance of Q(z given x), each `[B, L]`; `x [B, H, W, C]` in [0, 1]."""
     centre = jax.lax.stop_gradient(params["centre"])  # the mean image: not trained
-    return _encoder(config).apply({"params": params["encoder"]}, x - centre[None])
+    x = x - centre[None]
+    return coders.applied(
+        _encoder(config), params["encoder"], x, compute=config.compute
+    )
 
 
 def decode(config: VAEConfig, params: Any, z: Array) -> Array:
     """Parameters of p(x given z), `[B, H, W, C * num_outputs]`, for `likelihood(config)`."""
-    outputs = _decoder(config).apply({"params": params["decoder"]}, z)
+    outputs = coders.applied(
+        _decoder(config), params["decoder"], z, compute=config.compute
+    )
     if config.likelihood != "gaussian":
         return outputs
     return likelihoods.gaussian_outputs(outputs, params["log_sigma"])
@@ -335,9 +340,11 @@ def _noise(keys: Array, shape: tuple[int, ...]) -> Array:
 
 def _encoder(config: VAEConfig) -> Any:
     if config.net == "mlp":
-        return coders.MLPEncoder(config.hidden, config.latent_dim, config.activation)
+        return coders.MLPEncoder(
+            config.hidden, config.latent_dim, config.activation, config.remat
+        )
     return coders.ConvEncoder(
-        config.width, config.levels, config.blocks, config.latent_dim
+        config.width, config.levels, config.blocks, config.latent_dim, config.remat
     )
 
 
@@ -345,14 +352,18 @@ def _decoder(config: VAEConfig) -> Any:
     if config.shape is None:
         raise ValueError("vae: config.shape is None: call resolve(config, shape, ...)")
     height, width, channels = config.shape
-    if config.likelihood == "gaussian":
-        num_channels = channels
-    else:
-        num_channels = channels * likelihood(config).num_outputs
+    if config.likelihood != "gaussian":
+        channels *= likelihood(config).num_outputs
     if config.net == "mlp":
+        hidden = config.hidden[::-1]
         return coders.MLPDecoder(
-            config.hidden[::-1], (height, width), num_channels, config.activation
+            hidden, (height, width), channels, config.activation, config.remat
         )
     return coders.ConvDecoder(
-        config.width, config.levels, config.blocks, (height, width), num_channels
+        config.width,
+        config.levels,
+        config.blocks,
+        (height, width),
+        channels,
+        config.remat,
     )

@@ -52,6 +52,10 @@ class VAEConfig:
     gradient: Literal["analytic", "dreg", "plain"] | None = None
     """analytic KL (K = 1 only, its default); importance weights, the encoder's gradient
     doubly reparameterised (default above 1; at 1 "sticking the landing") or plain."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Precision inside the networks; parameters, losses and optimizer are float32."""
+    remat: bool = False
+    """Save memory: compute each block of the networks again for its gradient."""
     shape: Annotated[tuple[int, int, int] | None, tyro.conf.Suppress] = None
 
     def __post_init__(self):

@@ -190,7 +190,8 @@ def may_change(key: str) -> bool:
     free = ("steps", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
     free += ("log_every", "sample_every", "checkpoint_every", "ema_half_life")
     free += ("parallel", "devices", "steps_per_dispatch", "accumulate")
-    return key in {f"train.{name}" for name in free} | {"data.data_dir"}
+    others = {"data.data_dir", "model.remat"}
+    return key in {f"train.{name}" for name in free} | others
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
