@@ -1,4 +1,4 @@
-"""The doors: `jaxgen train | sample | evaluate | bench | list`."""
+"""The doors: `jaxgen train | sample | evaluate | bench | plan | list`."""
 
 import contextlib
 import dataclasses
@@ -23,6 +23,7 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
   jaxgen bench [MODEL ...]       measure training speed here      (jaxgen bench --help)
+  jaxgen plan MODEL|EXPERIMENT   what it needs on a TPU or GPU    (jaxgen plan vae --help)
   jaxgen list                    models, data sets, experiments
 """
 
@@ -51,6 +52,16 @@ class BenchOptions:
     """Print one JSON object a model to standard output, all else to standard error."""
     profile: Path | None = None
     """Write an xprof trace of one repeat under this folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What is not part of the config that is planned."""
+
+    target: str = tyro.MISSING
+    """Accelerators to compile for: v5e:2x4, v6e:2x2, v5p:2x2x1, h100:8, ..."""
+    json: bool = False
+    """Print one JSON object to standard output, all else to standard error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sample": _sample,
         "evaluate": _evaluate,
         "bench": _bench,
+        "plan": _plan,
         "list": _list,
     }
     _guarded(lambda: _dispatch(commands, argv))
@@ -99,12 +111,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def experiment(family: str, **defaults: Any) -> None:
     """The main of an experiment: `jaxgen train FAMILY` with other defaults.
 
+    Where the first argument is `plan`, it is `jaxgen plan FAMILY` with them.
+
     Args:
         family: Name of the model.
         **defaults: `model`, `data`, `train`: the family's, data's and training's config.
     """
     _signals.end_quietly()
-    _guarded(lambda: _train([family, *sys.argv[1:]], prog=sys.argv[0], **defaults))
+    prog, *argv = sys.argv
+    command, argv = (_plan, argv[1:]) if argv[:1] == ["plan"] else (_train, argv)
+    _guarded(lambda: command([family, *argv], prog=prog, **defaults))
 
 
 def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
@@ -202,6 +218,26 @@ def _bench(argv: list[str]) -> int:
     for each in parsed:
         commands.bench(*each)
     return 0
+
+
+def _plan(argv: list[str], *, prog: str = "jaxgen plan", **defaults: Any) -> int:
+    from jaxgen import models
+
+    if not argv or argv[0] in ("-h", "--help"):
+        names = "|".join(sorted(models.FAMILIES))
+        sys.stdout.write(
+            f"usage: jaxgen plan {{{names}|EXPERIMENT.py}} --target T [options]\n"
+        )
+        return 0 if argv else 2
+    if argv[0].endswith(".py"):  # its main knows its defaults
+        if not Path(argv[0]).is_file():
+            raise UserError(unknown("experiment", argv[0], _experiments()))
+        os.execv(sys.executable, [sys.executable, argv[0], "plan", *argv[1:]])
+    config, options, _ = _parse_config(argv[0], argv[1:], prog, PlanOptions, defaults)
+
+    from jaxgen import commands
+
+    return commands.plan(config, options)
 
 
 def _parse_config(

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import RunError, UserError
+from jaxgen.bench import plan as planning
 from jaxgen.bench import throughput
 from jaxgen.evaluate import likelihood, report
 from jaxgen.train import (
@@ -173,6 +174,31 @@ def bench(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
         sys.stdout.write(json.dumps(known, allow_nan=False) + "\n")
     else:
         _print_table(result)
+    return 0
+
+
+def plan(config: configs.RunConfig, options: Any) -> int:
+    """Tells what a run would need elsewhere; returns the exit status.
+
+    Raises:
+        RunError: if it does not fit, after telling what would.
+    """
+    result = {"target": options.target, **planning.ask(config, options.target)}
+    for note in result["notes"]:
+        say(note)
+    if options.json:
+        sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+    else:
+        _print_table(result)
+    sys.stdout.flush()
+    if not result["fits"]:
+        raise RunError(
+            f"{result['batch_per_device']:,} examples a device need "
+            f"{result['bytes_needed'] / 2**30:.2f} GiB of {options.target}'s "
+            f"{result['bytes_usable'] / 2**30:.2f} GiB; "
+            f"{result['largest_batch_per_device']:,} fit"
+            + (f" ({result['compiler']})" if result["compiler"] else "")
+        )
     return 0
 
 

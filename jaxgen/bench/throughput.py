@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
+from jaxgen.bench import chips
 from jaxgen.train import assembly, parallel, rundir
 from jaxgen.train import config as configs
 from jaxgen.train.session import abstract_state, bind, num_parameters, resolve
@@ -27,17 +28,6 @@ REPEATS = 10
 MIN_STEPS = 20  # a repeat
 MIN_SECONDS = 0.3  # a repeat
 MATMUL = 2048
-
-# Dense bfloat16 FLOP/s of one JAX device, by `device_kind`; sources in BUILD_NOTES.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def measure(
@@ -113,7 +103,7 @@ def measure(
         "peak_flops_per_s": peak,
         "peak_fraction": costs["flops"] / median_s / peak,
         "bytes_accessed": costs["bytes accessed"],
-        "peak_memory_bytes": _peak_memory(program.run),
+        "peak_memory_bytes": peak_memory(program.run),
         "data_wait_share": sum(t.waited for t in timings)
         / sum(t.seconds for t in timings),
         "steps_per_dispatch": program.num_steps,
@@ -193,7 +183,10 @@ class _Runner:
 
 def _peak(device: Any) -> float:
     """FLOP/s of the table for an accelerator, of a float32 matrix product elsewhere."""
-    return PEAKS.get(device.device_kind) or _matmul_peak()
+    for chip in chips.CHIPS.values():
+        if chip.device_kind == device.device_kind:
+            return chip.flops_per_s
+    return _matmul_peak()
 
 
 @functools.cache
@@ -218,11 +211,12 @@ def _costs(compiled: Any, num_devices: int) -> dict[str, float]:
     }
 
 
-def _peak_memory(compiled: Any) -> int:
-    """Bytes a device needs for the program: arguments, results and what is between."""
+def peak_memory(compiled: Any) -> int:
+    """Bytes a device needs: the program, arguments, results and what is between."""
     sizes = compiled.memory_analysis()
     return int(
-        sizes.argument_size_in_bytes
+        sizes.generated_code_size_in_bytes
+        + sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes
         - sizes.alias_size_in_bytes
         + sizes.temp_size_in_bytes
