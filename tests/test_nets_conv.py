@@ -12,7 +12,8 @@ from jax import export, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.nets.conv import ORDER, Conv, ConvTranspose, conv, conv_transpose
+from jaxgen.nets.conv import Conv, ConvTranspose, conv, conv_transpose
+from jaxgen.nets.conv_forms import ORDER
 
 # size, kernel, strides, padding
 CASES = [
@@ -88,6 +89,18 @@ def test_conv_equals_lax_in_value_and_gradient(kind, case):
     with jax.enable_x64(True):
         arguments = _arrays(size, kernel)
         _assert_equal(*(_gradients(f, **options) for f in PAIRS[kind]), arguments)
+
+
+@pytest.mark.parametrize(("batch", "num_parts"), [(16, 2), (32, 4), (40, 1)])
+def test_conv_splits_a_batch_into_parts_for_the_gradient_of_its_kernel(
+    batch, num_parts
+):
+    arguments = _arrays((16, 16), (3, 3), channels=1, batch=batch)
+    lowered = jax.jit(_gradients(conv)).lower(*arguments).as_text()
+    assert lowered.count("stablehlo.convolution") == 2 + num_parts
+    with jax.enable_x64(True):
+        arguments = _arrays((16, 16), (3, 3), channels=1, batch=batch)
+        _assert_equal(_gradients(conv), _gradients(_lax_conv), arguments)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -174,7 +187,7 @@ def _step(conv, conv_transpose, *, penalty=True):
         "up": jnp.ones((3, 3, 4, 4)),
         "point": jnp.ones((1, 1, 4, 2)),
     }
-    return jax.jit(jax.grad(loss)), (kernels, jnp.ones((16, 8, 8, 3)))
+    return jax.jit(jax.grad(loss)), (kernels, jnp.ones((32, 8, 8, 3)))
 
 
 def _convolutions(lowered: str) -> Counter[str]:
@@ -231,7 +244,7 @@ def test_conv_gathers_no_batch_over_devices():
     placed = jax.device_put(kernels, everywhere), jax.device_put(x, split)
     by_pmap = jax.pmap(
         lambda kernels, x: lax.psum(step(kernels, x), "data"), "data", in_axes=(None, 0)
-    )(kernels, x.reshape(8, 2, *x.shape[1:]))
+    )(kernels, x.reshape(8, 4, *x.shape[1:]))
     expected = step(kernels, x)
     for name, gradient in compiled(*placed).items():
         close = {"rtol": 1e-4, "atol": 1e-4 * float(jnp.abs(expected[name]).max())}
