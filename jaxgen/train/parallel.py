@@ -149,19 +149,10 @@ class Layout:
         dispatch = self._jit(
             functools.partial(_dispatch, advance, self._indexed(fetch)), state
         )
-
-        def lower(num_steps: int) -> Any:
-            items = self.place_items([item], num_steps)
-            return dispatch.lower(state, resident, items, np.int32(1), key)
-
         item_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(item))
         chosen = num_steps or max(1, min(AUTOMATIC_STEPS, ITEM_BYTES // item_bytes))
-        lowered = lower(chosen)
-        on_cpu = self.devices[0].platform == "cpu"
-        # Convolutions in a loop miss XLA:CPU's fast kernels: 10 to 25 times slower.
-        if not num_steps and on_cpu and "stablehlo.convolution" in lowered.as_text():
-            chosen = 1
-            lowered = lower(chosen)
+        items = self.place_items([item], chosen)
+        lowered = dispatch.lower(state, resident, items, np.int32(1), key)
         return Program(lowered.compile(), chosen)
 
     def _jit(self, dispatch: Callable[..., Any], state: Any) -> Any:
