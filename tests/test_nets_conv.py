@@ -135,18 +135,22 @@ def test_conv_refuses_jvp_where_the_caller_did_not_ask_for_it():
         jax.jvp(lambda x: conv(x, kernel), (x,), (x,))
 
 
-def test_conv_under_vmap_over_kernels_equals_each():
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)])
+def test_conv_under_vmap_equals_each_and_is_not_grouped_on_cpu(axes):
     x, kernel = _arrays((6, 5), (3, 3))
-    kernels = jnp.stack([kernel, -2 * kernel])
-    together = jax.jit(jax.vmap(_gradients(conv), (None, 0)))(x, kernels)
+    arguments = tuple(
+        a if axis is None else jnp.stack([a, -2 * a])
+        for a, axis in zip((x, kernel), axes, strict=True)
+    )
+    together = jax.jit(jax.vmap(_gradients(conv), axes))
+    lowered = together.lower(*arguments).as_text()
+    assert set(re.findall(r"group_count = \d+", lowered)) == {"group_count = 1"}
+    results = together(*arguments)
     for i in range(2):
-        one = jax.tree.map(lambda a, i=i: a[i], together)
-        for a, b in zip(
-            jax.tree.leaves(one),
-            jax.tree.leaves(_gradients(_lax_conv)(x, kernels[i])),
-            strict=True,
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        each = (a[i] if a.ndim > 4 else a for a in arguments)
+        expected = _gradients(_lax_conv)(*each)
+        for a, b in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

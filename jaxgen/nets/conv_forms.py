@@ -150,9 +150,7 @@ def _tiles(window: Window, x: Array) -> Array:
     """Patches that do not overlap: `[B, H', W', KH KW C]`."""
     batch, channels = x.shape[0], x.shape[3]
     (rows, columns), (height, width) = window.positions, window.kernel
-    # Where there is only one position, the stride says nothing.
-    down = max(height, window.strides[0]) if rows > 1 else height
-    right = max(width, window.strides[1]) if columns > 1 else width
+    down, right = map(max, window.kernel, window.strides)
     x = _padded(window, x, (rows * down, columns * right))
     x = x.reshape(batch, rows, down, columns, right, channels)
     x = x[:, :, :height, :, :width].transpose(0, 1, 3, 2, 4, 5)
@@ -181,9 +179,27 @@ def _padded(window: Window, x: Array, size: Pair) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
+def _one_by_one(function: Bilinear) -> Bilinear:
+    """Under `jax.vmap` over both arrays, a loop: grouped convolutions are slower."""
+
+    def looped(window: Window, a: Array, b: Array) -> Array:
+        single = jax.custom_batching.custom_vmap(functools.partial(function, window))
+
+        @single.def_vmap
+        def _(size: int, batched: list[bool], a: Array, b: Array) -> Any:
+            if all(batched):
+                return lax.map(lambda pair: single(*pair), (a, b)), True
+            axes = [0 if is_batched else None for is_batched in batched]
+            return jax.vmap(functools.partial(function, window), axes)(a, b), True
+
+        return single(a, b)
+
+    return looped
+
+
 _LAX = _derived(_lax_output)
 _PRODUCT = _derived(_product_output)
-_ORDERED = _Form(_lax_output, _ordered_image, _ordered_kernel)
+_ORDERED = _Form(*map(_one_by_one, (_lax_output, _ordered_image, _ordered_kernel)))
 
 
 def _by_platform(
