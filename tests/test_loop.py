@@ -10,7 +10,16 @@ import pytest
 
 from jaxgen import data
 from jaxgen.models import vae
-from jaxgen.train import assembly, checkpoint, keeping, loop, rundir, session, writing
+from jaxgen.train import (
+    assembly,
+    checkpoint,
+    keeping,
+    loop,
+    rundir,
+    session,
+    update,
+    writing,
+)
 from jaxgen.train import config as configs
 from jaxgen.train.keeping import Run
 
@@ -331,3 +340,28 @@ def test_read_metrics_survives_a_torn_last_line(tmp_path):
     run.keep_metrics_until(6)
     lines = run.metrics.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [3, 4, 6]
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 0])
+def test_train_traces_the_update_once(
+    tmp_path, digits, monkeypatch, steps_per_dispatch
+):
+    """Whatever the intervals between metrics, samples and checkpoints are."""
+    traces = []
+    real = update.make_update
+
+    def make_update(*args, **options):
+        advance = real(*args, **options)
+
+        def counted(*state_batch_key):
+            traces.append(1)
+            return advance(*state_batch_key)
+
+        return counted
+
+    monkeypatch.setattr(update, "make_update", make_update)
+    train = dataclasses.replace(
+        TINY.train, steps_per_dispatch=steps_per_dispatch, log_every=5
+    )
+    run_in(tmp_path / "run", digits, dataclasses.replace(TINY, train=train))
+    assert len(traces) == 1

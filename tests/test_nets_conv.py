@@ -12,7 +12,8 @@ from jax import export, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.nets.conv import ORDER, Conv, ConvTranspose, conv, conv_transpose
+from jaxgen.nets.conv import Conv, ConvTranspose, conv, conv_transpose
+from jaxgen.nets.conv_forms import ORDER
 
 # size, kernel, strides, padding
 CASES = [
@@ -90,6 +91,18 @@ def test_conv_equals_lax_in_value_and_gradient(kind, case):
         _assert_equal(*(_gradients(f, **options) for f in PAIRS[kind]), arguments)
 
 
+@pytest.mark.parametrize(("batch", "num_parts"), [(16, 2), (32, 4), (40, 1)])
+def test_conv_splits_a_batch_into_parts_for_the_gradient_of_its_kernel(
+    batch, num_parts
+):
+    arguments = _arrays((16, 16), (3, 3), channels=1, batch=batch)
+    lowered = jax.jit(_gradients(conv)).lower(*arguments).as_text()
+    assert lowered.count("stablehlo.convolution") == 2 + num_parts
+    with jax.enable_x64(True):
+        arguments = _arrays((16, 16), (3, 3), channels=1, batch=batch)
+        _assert_equal(_gradients(conv), _gradients(_lax_conv), arguments)
+
+
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("case", [CASES[1], CASES[9]], ids=str)
 def test_conv_equals_lax_in_second_order(kind, case):
@@ -122,18 +135,22 @@ def test_conv_refuses_jvp_where_the_caller_did_not_ask_for_it():
         jax.jvp(lambda x: conv(x, kernel), (x,), (x,))
 
 
-def test_conv_under_vmap_over_kernels_equals_each():
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)])
+def test_conv_under_vmap_equals_each_and_is_not_grouped_on_cpu(axes):
     x, kernel = _arrays((6, 5), (3, 3))
-    kernels = jnp.stack([kernel, -2 * kernel])
-    together = jax.jit(jax.vmap(_gradients(conv), (None, 0)))(x, kernels)
+    arguments = tuple(
+        a if axis is None else jnp.stack([a, -2 * a])
+        for a, axis in zip((x, kernel), axes, strict=True)
+    )
+    together = jax.jit(jax.vmap(_gradients(conv), axes))
+    lowered = together.lower(*arguments).as_text()
+    assert set(re.findall(r"group_count = \d+", lowered)) == {"group_count = 1"}
+    results = together(*arguments)
     for i in range(2):
-        one = jax.tree.map(lambda a, i=i: a[i], together)
-        for a, b in zip(
-            jax.tree.leaves(one),
-            jax.tree.leaves(_gradients(_lax_conv)(x, kernels[i])),
-            strict=True,
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        each = (a[i] if a.ndim > 4 else a for a in arguments)
+        expected = _gradients(_lax_conv)(*each)
+        for a, b in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +191,7 @@ def _step(conv, conv_transpose, *, penalty=True):
         "up": jnp.ones((3, 3, 4, 4)),
         "point": jnp.ones((1, 1, 4, 2)),
     }
-    return jax.jit(jax.grad(loss)), (kernels, jnp.ones((16, 8, 8, 3)))
+    return jax.jit(jax.grad(loss)), (kernels, jnp.ones((32, 8, 8, 3)))
 
 
 def _convolutions(lowered: str) -> Counter[str]:
@@ -231,7 +248,7 @@ def test_conv_gathers_no_batch_over_devices():
     placed = jax.device_put(kernels, everywhere), jax.device_put(x, split)
     by_pmap = jax.pmap(
         lambda kernels, x: lax.psum(step(kernels, x), "data"), "data", in_axes=(None, 0)
-    )(kernels, x.reshape(8, 2, *x.shape[1:]))
+    )(kernels, x.reshape(8, 4, *x.shape[1:]))
     expected = step(kernels, x)
     for name, gradient in compiled(*placed).items():
         close = {"rtol": 1e-4, "atol": 1e-4 * float(jnp.abs(expected[name]).max())}

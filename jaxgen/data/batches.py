@@ -38,13 +38,13 @@ def batch_indices(
     check_positive("batch_indices", num_examples=num_examples, batch_size=batch_size)
     if step < 0:
         raise ValueError(f"batch_indices: step must not be negative, got {step}.")
-    position = step * batch_size + np.arange(batch_size, dtype=np.int64)
-    epoch, place = position // num_examples, position % num_examples
-    indices = np.empty(batch_size, np.int64)
-    for one in np.unique(epoch):
-        rows = epoch == one
-        indices[rows] = _permutation(seed, int(one), num_examples)[place[rows]]
-    return indices
+    epoch, place = divmod(step * batch_size, num_examples)
+    parts, missing = [], batch_size
+    while missing:
+        part = _permutation(seed, epoch, num_examples)[place : place + missing]
+        parts.append(part)
+        epoch, place, missing = epoch + 1, 0, missing - len(part)
+    return np.concatenate(parts)
 
 
 def stream(

@@ -191,25 +191,15 @@ class Layout:
         dispatch = self._jit(
             functools.partial(_dispatch, advance, self._indexed(fetch)), state
         )
-
-        def lower(num_steps: int) -> Any:
-            count = np.int32(1)
-            if jax.process_count() > 1:  # pmap then takes no shapes
-                items = self.place_items([item], num_steps)
-                return dispatch.lower(state, resident, items, count, key)
-            items = jax.tree.map(lambda a: self._item_shape(a, num_steps), item)
-            of_key = jax.ShapeDtypeStruct(key.shape, key.dtype)
-            return dispatch.lower(state, resident, items, count, of_key)
-
         leaves = jax.tree.leaves(item)
         item_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         chosen = num_steps or max(1, min(AUTOMATIC_STEPS, ITEM_BYTES // item_bytes))
-        lowered = lower(chosen)
-        on_cpu = self.devices[0].platform == "cpu"
-        # Convolutions in a loop miss XLA:CPU's fast kernels: 10 to 25 times slower.
-        if not num_steps and on_cpu and "stablehlo.convolution" in lowered.as_text():
-            chosen = 1
-            lowered = lower(chosen)
+        if jax.process_count() > 1:  # pmap then takes no shapes
+            items = self.place_items([item], chosen)
+        else:
+            items = jax.tree.map(lambda leaf: self._item_shape(leaf, chosen), item)
+            key = jax.ShapeDtypeStruct(key.shape, key.dtype)
+        lowered = dispatch.lower(state, resident, items, np.int32(1), key)
         return Program(lowered.compile(), chosen)
 
     def _jit(self, dispatch: Callable[..., Any], state: Any) -> Any:
@@ -336,13 +326,15 @@ def _dispatch(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`count` updates; metrics `[num_steps, ...]`, of which the first `count` are real."""
 
-    def one(state: TrainState, i: jax.Array | int) -> Any:
+    @jax.jit  # traced once, for its shapes and for the loop
+    def one(state: TrainState, i: jax.Array) -> Any:
         item = jax.tree.map(lambda a: a[i], items)
         return advance(state, fetch(resident, item), key)
 
+    first = jnp.int32(0)
     num_steps = jax.tree.leaves(items)[0].shape[0]
     if num_steps == 1:
-        state, metrics = one(state, 0)
+        state, metrics = one(state, first)
         return state, {name: value[None] for name, value in metrics.items()}
 
     def body(i: jax.Array, carry: Any) -> Any:
@@ -350,6 +342,6 @@ def _dispatch(
         state, metrics = one(state, i)
         return state, {name: record[name].at[i].set(metrics[name]) for name in record}
 
-    _, shapes = jax.eval_shape(one, state, 0)
+    _, shapes = jax.eval_shape(one, state, first)
     record = {n: jnp.zeros((num_steps, *s.shape), s.dtype) for n, s in shapes.items()}
-    return jax.lax.fori_loop(0, count, body, (state, record))
+    return jax.lax.fori_loop(first, count, body, (state, record))
