@@ -38,6 +38,7 @@ def test_summary_divides_medians_and_tells_the_spread_of_the_rounds(ratios):
             "median": 2.0,
             "p10": pytest.approx(2.2),
             "p90": pytest.approx(4.6),
+            "fastest": 3.0,
         }
     }
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -63,9 +64,9 @@ def test_table_has_a_line_for_every_side(ratios):
     sides = {"jaxgen": told(), "eager": told(), "pythae": told()}
     seconds = {"jaxgen": [1.0], "eager": [1.5], "pythae": [2.0]}
     head, *lines = ratios.table([ratios.summary({"case": "toy"}, sides, seconds)])
-    assert head.split()[-3:] == ["ratio", "p10", "p90"]
+    assert head.split()[-4:] == ["ratio", "p10", "p90", "fastest"]
     assert [line.split()[1] for line in lines] == list(sides)
-    assert [line.split()[4:] for line in lines] == [[], ["1.50"] * 3, ["2.00"] * 3]
+    assert [line.split()[4:] for line in lines] == [[], ["1.50"] * 4, ["2.00"] * 4]
 
 
 @pytest.mark.slow
