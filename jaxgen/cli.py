@@ -214,9 +214,11 @@ def _bench(argv: list[str]) -> int:
         for family in argv[:num] or sorted(models.FAMILIES)
     ]
     from jaxgen import commands
+    from jaxgen.train import processes
 
-    for each in parsed:
-        commands.bench(*each)
+    processes.start(parsed[0][2])
+    for config, options, _ in parsed:
+        commands.bench(config, options)
     return 0
 
 

@@ -153,13 +153,15 @@ def sample(options: Any) -> int:
     return 0
 
 
-def bench(config: configs.RunConfig, options: Any, launch: processes.Launch) -> int:
+def bench(config: configs.RunConfig, options: Any) -> int:
     """Measures training speed and tells it; returns the exit status."""
     if options.repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {options.repeats}")
     result = throughput.measure(
         config, repeats=options.repeats, profile=options.profile
     )
+    if not processes.is_first():
+        return 0
     say(
         f"{result['family']} on {result['data']}: {result['examples_per_s']:,.0f} "
         f"images/s, {result['ms_per_step']:.3f} ms a step "

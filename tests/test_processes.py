@@ -180,6 +180,16 @@ def test_two_processes_train_as_one_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_bench_measures_two_processes_and_one_tells(tmp_path):
+    options = [*SHORT[:8], "--devices", "4", "--repeats", "2", "--json"]
+    statuses, outputs, errors = wait(start_two("bench", "vae", *options))
+    assert statuses == [0, 0], errors
+    # Gloo, which connects the processes on CPU, writes lines of its own before.
+    assert json.loads(outputs[0].splitlines()[-1])["num_devices"] == 4
+    assert "{" not in outputs[1]
+
+
+@pytest.mark.slow
 def test_an_error_of_the_first_process_reaches_all(tmp_path):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.txt").write_text("x")

@@ -10,7 +10,6 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,13 @@ from jaxgen import data
 from jaxgen.bench import chips
 from jaxgen.train import assembly, parallel, rundir
 from jaxgen.train import config as configs
-from jaxgen.train.session import abstract_state, bind, num_parameters, resolve
+from jaxgen.train.session import (
+    Session,
+    abstract_state,
+    bind,
+    num_parameters,
+    resolve,
+)
 
 REPEATS = 10
 MIN_STEPS = 20  # a repeat
@@ -52,31 +57,18 @@ def measure(
     dataset = data.open_dataset(config.data)
     session = bind(resolve(config, dataset))
     train = session.config.train
-    layout = assembly.make_layout(train)
-    endless = 2**30  # batches; they are made one by one
-    feed = assembly.make_feed(
-        dataset.train, [train.seed], train.batch_size, 0, endless, layout.rows
-    )
-    first = next(feed.items)
-    items = itertools.chain([first], feed.items)
-    advance = assembly.make_advance(session, layout)
-    state = layout.place(assembly.first_state(session, dataset))
-    resident = layout.place_resident(feed.resident)
-    arguments = (state, resident, first, jax.random.key(train.seed))
-    began = time.perf_counter()
-    program = layout.compile(advance, feed.fetch, arguments, train.steps_per_dispatch)
-    compile_s = time.perf_counter() - began
+    runner = Runner(session, dataset)
+    layout, program = runner.layout, runner.program
     single = program
     if program.num_steps > 1:  # XLA counts the body of a loop once, or not at all
-        single = layout.compile(advance, feed.fetch, arguments, 1)
+        single = runner.compile(1)
 
-    runner = _Runner(layout, program, state, resident, items, arguments[-1])
     timings = runner.timings(repeats)
     host_s = runner.host_seconds()
     if profile is not None:
         with jax.profiler.trace(str(profile)):
             runner.timings(1)
-    feed.items.close()
+    runner.close()
     step_s = [t.seconds / t.steps for t in timings]
     ms = [1e3 * s for s in step_s]
     costs = _costs(single.run, layout.num_devices)
@@ -97,7 +89,7 @@ def measure(
         "ms_per_step": statistics.median(ms),
         "ms_per_step_p10": float(np.percentile(ms, 10)),
         "ms_per_step_p90": float(np.percentile(ms, 90)),
-        "compile_s": compile_s,
+        "compile_s": runner.compile_s,
         "host_us_per_step": 1e6 * host_s,
         "flops_per_example": costs["flops"] / train.batch_size,
         "peak_flops_per_s": peak,
@@ -119,31 +111,74 @@ class Timing(NamedTuple):
     steps: int
 
 
-class _Runner:
-    """Dispatches a program on the batches of training, as the loop does."""
+class Runner:
+    """Dispatches a session's update on the batches of training, as the loop does.
 
-    def __init__(
-        self,
-        layout: parallel.Layout,
-        program: parallel.Program,
-        state: Any,
-        resident: Any,
-        items: Iterator[Any],
-        key: jax.Array,
-    ):
-        self._layout, self._program = layout, program
-        self._state, self._resident, self._items = state, resident, items
-        self._key = key
+    Args:
+        session: Resolved config, model and optimizers.
+        dataset: Whose training split is used.
+
+    Attributes:
+        layout: Where state and batches lie.
+        program: The compiled dispatch, of as many updates as the config says.
+        compile_s: Seconds that compiling it took.
+    """
+
+    def __init__(self, session: Session, dataset: data.Dataset):
+        train = session.config.train
+        endless = 2**30  # batches; they are made one by one
+        self.layout = assembly.make_layout(train)
+        self._feed = assembly.make_feed(
+            dataset.train,
+            [train.seed],
+            train.batch_size,
+            0,
+            endless,
+            self.layout.rows,
+        )
+        self._first = next(self._feed.items)
+        self._items = itertools.chain([self._first], self._feed.items)
+        self._advance = assembly.make_advance(session, self.layout)
+        self._state = self.layout.place(assembly.first_state(session, dataset))
+        self._resident = self.layout.place_resident(self._feed.resident)
+        self._key = jax.random.key(train.seed)
+        began = time.perf_counter()
+        self.program = self.compile(train.steps_per_dispatch)
+        self.compile_s = time.perf_counter() - began
+
+    def compile(self, num_steps: int) -> parallel.Program:
+        """A dispatch of `num_steps` updates; 0 chooses."""
+        arguments = (self._state, self._resident, self._first, self._key)
+        return self.layout.compile(
+            self._advance, self._feed.fetch, arguments, num_steps
+        )
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._feed.items.close()
 
     def timings(self, repeats: int) -> list[Timing]:
         """Of repeats with one wait at the end, after two dispatches to warm up."""
+        dispatches = self.warm_up()
+        return [self.repeat(dispatches) for _ in range(repeats)]
+
+    def warm_up(self) -> int:
+        """Two dispatches and a short repeat; says how many make a long enough one."""
         for _ in range(2):
             self._dispatch()
         jax.block_until_ready(self._state)
-        dispatches = math.ceil(MIN_STEPS / self._program.num_steps)
-        seconds = self._repeat(dispatches).seconds
-        dispatches *= max(1, math.ceil(MIN_SECONDS / seconds))
-        return [self._repeat(dispatches) for _ in range(repeats)]
+        dispatches = math.ceil(MIN_STEPS / self.program.num_steps)
+        seconds = self.repeat(dispatches).seconds
+        return dispatches * max(1, math.ceil(MIN_SECONDS / seconds))
+
+    def repeat(self, dispatches: int) -> Timing:
+        """So many dispatches, queued, and one wait."""
+        began, waited = time.perf_counter(), 0.0
+        for _ in range(dispatches):
+            waited += self._dispatch()
+        jax.block_until_ready(self._state)
+        steps = dispatches * self.program.num_steps
+        return Timing(time.perf_counter() - began, waited, steps)
 
     def host_seconds(self) -> float:
         """What the host does for one update, the device being idle; median of 20."""
@@ -153,30 +188,22 @@ class _Runner:
             began = time.perf_counter()
             self._dispatch()
             seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds) / self._program.num_steps
-
-    def _repeat(self, dispatches: int) -> Timing:
-        began, waited = time.perf_counter(), 0.0
-        for _ in range(dispatches):
-            waited += self._dispatch()
-        jax.block_until_ready(self._state)
-        steps = dispatches * self._program.num_steps
-        return Timing(time.perf_counter() - began, waited, steps)
+        return statistics.median(seconds) / self.program.num_steps
 
     def _dispatch(self) -> float:
         """One dispatch; the seconds until its batches were there."""
-        size = self._program.num_steps
+        size = self.program.num_steps
         began = time.perf_counter()
         items = list(itertools.islice(self._items, size))
         waited = time.perf_counter() - began
-        self._state, metrics = self._program.run(
+        self._state, metrics = self.program.run(
             self._state,
             self._resident,
-            self._layout.place_items(items, size),
+            self.layout.place_items(items, size),
             np.int32(size),
             self._key,
         )
-        if self._layout.is_eager:
+        if self.layout.is_eager:
             jax.block_until_ready(metrics)
         return waited
 
