@@ -5,6 +5,12 @@
 For each layer and each of forward, image gradient and kernel gradient: milliseconds of
 `lax` outside a loop and of `jaxgen.nets.conv` outside and in a loop, and FLOP/s of the last
 as a fraction of a square product's. Medians of interleaved runs.
+
+On 2 shared cores of an AMD EPYC (family 25, model 17), jax 0.10.2, 2.5 minutes: in a loop
+as fast as outside; 3x3 layers of 128 channels or more at 67 to 104 % of the product, 64
+channels at 32x32 at 45 to 75 %, stride 2 at 44 to 77 %. Against `lax` outside a loop the
+kernel gradient takes 0.48 to 1 of the time (1x1: 0.36 to 0.46), the others 0.5 to 1.1. `lax`
+in a loop, in single runs: the kernel gradient 85 to 240 times longer, the image's 3 to 5.
 """
 
 import functools
