@@ -1,6 +1,7 @@
 """One result on any layout: devices, wrappings, steps per dispatch, accumulation."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +160,22 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", MODELS)
+# Each wrapping, model and way to cut a batch once; all of them in the slow tests.
+QUICK = {
+    ("vae", "sharded"),
+    ("vae", "pmap, 3 steps, 2 parts"),
+    ("gan", "fsdp, 8 steps, 2 parts"),
+    ("gan", "4 parts"),
+    ("dirac", "sharded on 2, 3 steps"),
+    ("dirac", "automatic"),
+}
+PAIRS = [
+    pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow)
+    for pair in itertools.product(MODELS, LAYOUTS)
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), PAIRS)
 def test_every_layout_has_the_numbers_of_one_device(name, layout):
     placed, state, metrics = train(name, **LAYOUTS[layout])
     expected_state, expected_metrics = reference(name)
