@@ -6,20 +6,12 @@ For each layer and each of forward, image gradient and kernel gradient: millisec
 `lax` outside a loop and of `jaxgen.nets.conv` outside and in a loop, and FLOP/s of the last
 as a fraction of a square product's. Medians of interleaved runs.
 
-<<<<<<< HEAD
-On 2 shared cores of an AMD EPYC (family 25, model 17), jax 0.10.2, 2.5 minutes: in a loop
-as fast as outside; 3x3 layers of 128 channels or more at 67 to 104 % of the product, 64
-channels at 32x32 at 45 to 75 %, stride 2 at 44 to 77 %. Against `lax` outside a loop the
-kernel gradient takes 0.48 to 1 of the time (1x1: 0.36 to 0.46), the others 0.5 to 1.1. `lax`
-in a loop, in single runs: the kernel gradient 85 to 240 times longer, the image's 3 to 5.
-=======
 On 2 shared cores of an AMD EPYC (family 25, model 17), jax 0.10.2, 2.5 minutes: 3x3 layers
 of 128 channels or more at 67 to 104 % of the product, 64 channels at 42 to 89 %,
 stride 2 from 64 channels at 35 to 78 %. In a loop, against `lax` outside: the kernel gradient
 takes 0.36 to 1.04 of the time, the others 0.51 to 1.17. `lax` in a loop, timed by itself
 on four of the layers: its kernel gradient takes 83 to 230 times as long, the image's
 2.3 to 5.5.
->>>>>>> bf05ed28f0b23f15c56d3146585004953795f95c
 """
 
 import functools
