@@ -137,6 +137,8 @@ def _guarded(command: Any) -> None:
     _silence_libraries()
     try:
         status = command()
+        if _is_one_of_several():
+            _meet_at_the_end()
     except UserError as error:
         status = _fail(error, 2)
     except KeyboardInterrupt:
@@ -156,14 +158,23 @@ def _guarded(command: Any) -> None:
             status = _fail(f"was another process lost? {str(error).splitlines()[0]}", 1)
         else:
             raise
-    if _is_one_of_several():
-        os._exit(status)  # the others would wait for it at an orderly exit
+    if _is_one_of_several():  # an error: the others would wait at an orderly exit
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 
 def _is_one_of_several() -> bool:
     processes = sys.modules.get("jaxgen.train.processes")
     return processes is not None and processes.count() > 1
+
+
+def _meet_at_the_end() -> None:
+    """Waits for the other processes: where the first one goes, JAX aborts the rest."""
+    import jax
+
+    jax.distributed.shutdown()
 
 
 def _silence_libraries() -> None:
@@ -258,8 +269,9 @@ def _parse_config(
         "data": DataConfig,
         "train": configs.TrainConfig,
         "model": models.FAMILIES[family].config_class,
-        "launch": processes.Launch,
     }
+    if options in (TrainOptions, BenchOptions):
+        parts["launch"] = processes.Launch
     values = {name: defaults.get(name, cls()) for name, cls in parts.items()}
     cls = dataclasses.make_dataclass(
         f"{family}_arguments", list(parts.items()), frozen=True, kw_only=True
@@ -270,7 +282,7 @@ def _parse_config(
     config = configs.RunConfig(
         family=family, model=parsed.model, data=parsed.data, train=parsed.train
     )
-    return config, parsed.run, parsed.launch
+    return config, parsed.run, getattr(parsed, "launch", None)
 
 
 def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:

@@ -60,7 +60,8 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     ]
     assembly.make_layout(config.train)  # before anything is written
     if options.dry_run:
-        _dry_run(bound[0])
+        if processes.is_first():
+            _dry_run(bound[0])
         return 0
     with contextlib.ExitStack() as stack:
         paths = json.loads(
@@ -105,8 +106,13 @@ def _prepare(
     dataset: data.Dataset,
     out: Path | None,
 ) -> list[str]:
-    """Run folders for all seeds, locked until the stack ends, new or to be continued."""
-    paths = []
+    """Run folders for all seeds, locked until the stack ends, new or to be continued.
+
+    Nothing of a run is written before all of them are found in order.
+    """
+    if out is not None and len(bound) > 1 and rundir.RunFolder(out).exists():
+        raise UserError(f"--num-seeds: --out {out} is one run: give another folder")
+    runs, changes = [], []
     for each in bound:
         seed = each.config.train.seed
         if out is None:
@@ -116,13 +122,19 @@ def _prepare(
         run = rundir.RunFolder(path)
         run.claim()
         stack.enter_context(run.locked())
-        if run.exists():
-            _check_continues(run, each, dataset)
-        else:
+        runs.append(run)
+        changes.append(_changes(run, each, dataset) if run.exists() else None)
+    for run, each, changed in zip(runs, bound, changes, strict=True):
+        if changed is None:
             run.create(each.config)
             run.check_data(session.data_identity(dataset))
-        paths.append(str(path))
-    return paths
+            continue
+        for name, (old, new) in changed.items():
+            say(f"changed since the run began: {name}: {old} -> {new}")
+        if changed:
+            run.write_config(each.config)
+        run.write_environment()
+    return [str(run.path) for run in runs]
 
 
 def sample(options: Any) -> int:
@@ -139,9 +151,11 @@ def sample(options: Any) -> int:
     loaded = session.load(options.run)
     for note in loaded.notes:
         say(note)
-    draw = assembly.Sampler(loaded.model, options.seed)
+    draw = assembly.Sampler(loaded.model)
     starts = range(0, options.num, assembly.NUM_SAMPLES)
-    images = np.concatenate([draw(loaded.params, start) for start in starts])
+    images = np.concatenate(
+        [draw(loaded.params, options.seed, start) for start in starts]
+    )
     images = images[: options.num]
     if out.suffix == ".npz":
         buffer = io.BytesIO()
@@ -284,10 +298,10 @@ def _check_seed(seed: int) -> None:
         raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
 
 
-def _check_continues(
+def _changes(
     run: rundir.RunFolder, bound: session.Session, dataset: data.Dataset
-) -> None:
-    """Refuses another model, data or data order; tells and stores what may change."""
+) -> dict[str, tuple[Any, Any]]:
+    """How the config of a run to be continued differs; what may not change is refused."""
     changes = configs.differences(run.read_config(), bound.config)
     refused = [name for name in changes if not configs.may_change(name)]
     if refused:
@@ -304,11 +318,7 @@ def _check_continues(
             f"{run.path} has already {reached:,} steps, more than --steps "
             f"{bound.config.train.steps:,}"
         )
-    for name, (old, new) in changes.items():
-        say(f"changed since the run began: {name}: {old} -> {new}")
-    if changes:
-        run.write_config(bound.config)
-    run.write_environment()
+    return changes
 
 
 def _headline(bound: Sequence[session.Session], dataset: data.Dataset) -> str:

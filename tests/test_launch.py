@@ -17,7 +17,7 @@ from test_processes import TWO, free_port
 
 LAUNCH = Path(__file__).parent.parent / "experiments" / "launch"
 SRUN = """#!/bin/bash
-shift  # --kill-on-bad-exit=1
+shift 2  # its own options
 for i in 0 1; do
     SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_PROCID=$i SLURM_LOCALID=$i \\
         SLURM_STEP_NUM_NODES=1 "$@" &

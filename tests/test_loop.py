@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxgen import data
+from jaxgen._checks import UserError
 from jaxgen.models import vae
 from jaxgen.train import (
     assembly,
@@ -244,29 +245,32 @@ def test_check_finite_names_the_term_and_the_parameter():
         writing._check_finite(7, metrics, paths)
 
 
-@pytest.mark.parametrize("layout", [{}, {"parallel": "pmap", "devices": 2}])
+@pytest.mark.parametrize(
+    "layout",
+    [{}, pytest.param({"parallel": "pmap", "devices": 2}, marks=pytest.mark.slow)],
+)
 def test_seeds_trained_together_are_the_runs_trained_alone(
     tmp_path, digits, monkeypatch, layout
 ):
     """Also where a kill came between their checkpoints."""
-    runs = runs_in(tmp_path, digits, 3)
+    runs = runs_in(tmp_path, digits, 2)
     first = runs[0].session
     train = dataclasses.replace(first.config.train, **layout)
     config = dataclasses.replace(first.config, train=train)
     runs[0] = runs[0]._replace(session=first._replace(config=config))
-    real = keeping.Keeper.tend
+    real = checkpoint.Checkpoints.save
 
-    def cut(self, done, state, *, last):
-        if done == 8 and self._place[0] == 1:
+    def cut(self, step, state):
+        if step == 8 and "seed-1" in str(self._directory):
             raise RuntimeError("power cut")
-        real(self, done, state, last=last)
+        real(self, step, state)
 
-    monkeypatch.setattr(keeping.Keeper, "tend", cut)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", cut)
     with pytest.raises(RuntimeError, match="power cut"):
         loop.train(runs, digits)
     assert checkpoint.steps(runs[0].folder.checkpoints)[0] == 8
     assert checkpoint.steps(runs[1].folder.checkpoints)[0] == 4
-    monkeypatch.setattr(keeping.Keeper, "tend", real)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", real)
     assert loop.train(runs, digits) == loop.Outcome(12, 8, None)
     for seed, run in enumerate(runs):
         alone, _ = run_in(tmp_path / f"alone-{seed}", digits, run.session.config)
@@ -276,6 +280,16 @@ def test_seeds_trained_together_are_the_runs_trained_alone(
         np.testing.assert_allclose(together, expected, rtol=1e-5)
         for a, b in zip(leaves(run.folder.path), leaves(alone.path), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.max(np.abs(b)))
+
+
+def test_seeds_far_apart_are_not_trained_together(tmp_path, digits):
+    """The one that is ahead would lose what it has been trained."""
+    runs = runs_in(tmp_path, digits, 2)
+    loop.train(runs[:1], digits)
+    before = runs[0].folder.read_metrics()
+    with pytest.raises(UserError, match=r"seed-0 12, .*seed-1 0\); continue them one"):
+        loop.train(runs, digits)
+    assert runs[0].folder.read_metrics() == before
 
 
 def test_seeds_of_a_stream_are_those_of_the_resident_set(digits):
@@ -313,8 +327,6 @@ def test_train_mirrors_to_tensorboard(tmp_path, digits):
 
 
 def test_make_feed_refuses_a_batch_larger_than_the_set(digits):
-    from jaxgen._checks import UserError
-
     with pytest.raises(UserError, match="1437|1,437"):
         assembly.make_feed(digits.train, [0], 2000, 0, 1)
 
@@ -322,12 +334,12 @@ def test_make_feed_refuses_a_batch_larger_than_the_set(digits):
 def test_sampler_depends_on_seed_and_number_only(digits):
     bound = session.bind(session.resolve(TINY, digits))
     params, _ = bound.model.init(jax.random.key(1), {"x": np.zeros((1, 8, 8, 1))})
-    draw = assembly.Sampler(bound.model, 0)
-    images = np.concatenate([draw(params, 0), draw(params, assembly.NUM_SAMPLES)])
+    draw = assembly.Sampler(bound.model)
+    images = np.concatenate([draw(params, 0), draw(params, 0, assembly.NUM_SAMPLES)])
     assert images.dtype == np.uint8
     assert np.any(images[:64] != images[64:])
-    np.testing.assert_array_equal(draw(params, 5), images[5:69])
-    assert np.any(assembly.Sampler(bound.model, 1)(params) != images[:64])
+    np.testing.assert_array_equal(draw(params, 0, 5), images[5:69])
+    assert np.any(draw(params, 1) != images[:64])
 
 
 def test_read_metrics_survives_a_torn_last_line(tmp_path):

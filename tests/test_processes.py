@@ -18,7 +18,12 @@ from jaxgen.train import processes
 from jaxgen.train.processes import Launch
 from jaxgen.train.rundir import RunFolder
 
-TWO = {"JAX_NUM_CPU_DEVICES": "2", "NPROC": "8", "JAX_PLATFORMS": "cpu"}
+TWO = {
+    "JAX_NUM_CPU_DEVICES": "2",
+    "NPROC": "8",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONUNBUFFERED": "",  # what is written at the end must not be lost
+}
 
 
 @pytest.mark.parametrize(
@@ -152,8 +157,12 @@ def test_processes_stop_together_and_go_on_in_one(tmp_path):
 
 def steps(run):
     """The newest checkpoint that is sealed."""
+    return max(steps_of(run), default=0)
+
+
+def steps_of(run):
     sealed = (run / "checkpoints").glob("*/manifest.json")
-    return max((int(p.parent.name) for p in sealed), default=0)
+    return [int(path.parent.name) for path in sealed]
 
 
 @pytest.mark.slow
@@ -177,6 +186,20 @@ def test_two_processes_train_as_one_does(tmp_path):
         for n in ("two", "one")
     )
     assert next(judged) == pytest.approx(next(judged), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_several_seeds(tmp_path):
+    command = ["train", "vae", *SHORT, "--num-seeds", "3", "--out", tmp_path / "seeds"]
+    statuses, outputs, errors = wait(
+        start_two(*command, "--devices", "4", "--parallel", "fsdp")
+    )
+    assert statuses == [0, 0], errors
+    assert outputs[0].count("run: ") == 3
+    for seed in range(3):
+        run = tmp_path / "seeds" / f"seed-{seed}"
+        assert sorted(steps_of(run)) == [8, 12]
+        assert (run / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -339,7 +339,7 @@ def test_report_gives_the_command_that_continues_this_run(
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 0
-    again, options = parsed[0]
+    again, options, _ = parsed[0]
     differences = configs.differences(config, session.resolve(again, dataset))
     assert differences == ({"train.steps": (300, 600)} if steps == 600 else {})
     assert options.out == loaded.run.path

@@ -18,7 +18,7 @@
 #SBATCH --output=jaxgen-%j.log
 set -uo pipefail
 
-srun --kill-on-bad-exit=1 python -m jaxgen train "$@" --out "$OUT"
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python -m jaxgen train "$@" --out "$OUT"
 status=$?
 case $status in
 0) exit 0 ;;

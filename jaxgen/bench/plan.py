@@ -339,7 +339,8 @@ def main() -> None:
     os.dup2(2, 1)
     question = json.load(sys.stdin)
     target = chips.parse_target(question["target"])
-    jax.config.update("jax_num_cpu_devices", math.prod(target.shape))
+    # As many as there are in the target: on TPU7x a chip is two of JAX's devices.
+    jax.config.update("jax_num_cpu_devices", 2 * math.prod(target.shape))
     try:
         answer = plan(configs.from_dict(question["config"]), target)
     except UserError as error:

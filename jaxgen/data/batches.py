@@ -6,7 +6,7 @@ batches, and no loader has a state to save.
 
 import functools
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
@@ -154,9 +154,10 @@ def _stream(
 
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     with _lock:  # several reading threads ask for the same new epoch at once
-        return _cached_permutation(seed, epoch, num_examples)
+        return _orders_of(seed)(epoch, num_examples)
 
 
-@functools.lru_cache(maxsize=2)
-def _cached_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    return fixed_order(seed, epoch, num_examples)
+@functools.cache
+def _orders_of(seed: int) -> Callable[[int, int], np.ndarray]:
+    """Of each seed that is trained, an epoch's order and the next one's are kept."""
+    return functools.lru_cache(maxsize=2)(functools.partial(fixed_order, seed))

@@ -33,6 +33,8 @@ def applied(
         x: Its input.
         compute: "float32" or "bfloat16".
     """
+    if compute == "float32":
+        return module.apply({"params": params}, x)
     low = jax.tree.map(lambda a: a.astype(compute), (params, x))
     outputs = module.apply({"params": low[0]}, low[1])
     return jax.tree.map(lambda a: a.astype(jnp.float32), outputs)

@@ -117,19 +117,22 @@ def part(tree: Any, run: int, num_runs: int) -> Any:
     return tree if num_runs == 1 else jax.tree.map(lambda leaf: leaf[run], tree)
 
 
-def first_state(session: Session, dataset: data.Dataset) -> update.TrainState:
-    """The state before the first update, on one device."""
-    config = session.config
-    key = jax.random.key(config.train.seed)
+def first_states(
+    sessions: Sequence[Session], dataset: data.Dataset
+) -> list[update.TrainState]:
+    """Each run's state before the first update, on one device; they differ by seed."""
+    session = sessions[0]
     num = max(1, min(4096, INIT_NUMBERS // math.prod(dataset.shape)))
     num = min(num, dataset.train.num_examples)
     raw = {n: jnp.asarray(a) for n, a in dataset.train.take(np.arange(num)).items()}
 
     def init(key: jax.Array, raw: Any) -> update.TrainState:
-        batch = data.prepare(raw, key, transform=config.data.transform)
+        batch = data.prepare(raw, key, transform=session.config.data.transform)
         return update.init_state(session.model, session.optimizers, key, batch)
 
-    return jax.jit(init)(jax.random.fold_in(key, 2**31 - 1), raw)
+    init = jax.jit(init)
+    keys = [jax.random.key(each.config.train.seed) for each in sessions]
+    return [init(jax.random.fold_in(key, 2**31 - 1), raw) for key in keys]
 
 
 def make_advance(
@@ -163,15 +166,16 @@ class Sampler:
     Always `NUM_SAMPLES` at once, so that rounding does not depend on how many.
     """
 
-    def __init__(self, model: Model, seed: int):
-        self._model, self._seed = model, seed
+    def __init__(self, model: Model):
+        self._model = model
         self._draw = jax.jit(self._some)
 
-    def __call__(self, params: Any, start: int = 0) -> np.ndarray:
+    def __call__(self, params: Any, seed: int, start: int = 0) -> np.ndarray:
         """uint8 images `start .. start + NUM_SAMPLES`, `[NUM_SAMPLES, H, W, C]`."""
-        return pictures.to_uint8(np.asarray(self._draw(params, start)))
+        key = jax.random.key(seed)
+        return pictures.to_uint8(np.asarray(self._draw(params, key, start)))
 
-    def _some(self, params: Any, start: jax.Array | int) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(self._seed), 2**30)
+    def _some(self, params: Any, key: jax.Array, start: jax.Array | int) -> jax.Array:
+        key = jax.random.fold_in(key, 2**30)
         keys = sample_keys(key, start + jnp.arange(NUM_SAMPLES))
         return self._model.generate(params, self._model.prior(keys[0]), keys[1])

@@ -41,10 +41,16 @@ class Checkpoints:
         self._keep = keep
         # Folders are made at once: a background failure to make them would be noticed
         # by Orbax only after its own time-out of many minutes.
+        # Each run's own barriers, or those of runs that are saved at once mix.
         self._orbax = ocp.StandardCheckpointer(
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=120, create_directories_asynchronously=False
-            )
+            ),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=hashlib.sha256(
+                    str(directory).encode()
+                ).hexdigest()[:16]
+            ),
         )
         self._sealer: threading.Thread | None = None
         self._error: Exception | None = None

@@ -1,5 +1,7 @@
 """What the host does for a run while it trains: checkpoints, metrics, sample grids."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from jaxgen.train import (
     update,
     writing,
 )
-from jaxgen.train.session import Session
+from jaxgen.train.session import Session, abstract_state
 
 
 class Run(NamedTuple):
@@ -27,70 +29,107 @@ class Run(NamedTuple):
     folder: rundir.RunFolder
 
 
-class Keeper:
-    """Keeps one of the runs that a program trains.
+class Keepers:
+    """Keep the runs that one program trains.
 
-    All processes call it alike, since they share the state; the first one writes.
+    All processes call them alike, since they share the state; the first one writes.
 
     Args:
-        run: The run.
-        place: `(which, of how many)` it is in the program.
-        layout: Where their state lies.
-        checkpoints: Of this run.
-        writer: Of its metrics and grids.
+        runs: In the order in which their states are joined.
+        layout: Where the joined state lies.
+        checkpoints: Of each run.
+        start: The step training starts from.
+        compile_s: Seconds of compilation, for the metrics.
+        tensorboard: Whether to mirror to it.
     """
 
     def __init__(
         self,
-        run: Run,
-        place: tuple[int, int],
+        runs: Sequence[Run],
         layout: parallel.Layout,
-        checkpoints: checkpoint.Checkpoints,
-        writer: writing.Writer,
+        checkpoints: Sequence[checkpoint.Checkpoints],
+        start: int,
+        compile_s: float,
+        *,
+        tensorboard: bool,
     ):
-        self._run, self._place, self._layout = run, place, layout
-        self._checkpoints, self._writer = checkpoints, writer
-        self._config = run.session.config.train
-        self._draw = assembly.Sampler(run.session.model, self._config.seed)
+        self._runs, self._layout, self._checkpoints = runs, layout, checkpoints
+        self._config = runs[0].session.config.train
+        self._draw = assembly.Sampler(runs[0].session.model)
+        paths = writing.paths_of(abstract_state(runs[0].session).params)
+        self._writers = [
+            writing.Writer(
+                run.folder,
+                self._config,
+                paths,
+                start,
+                compile_s,
+                place=(i, len(runs)),
+                tensorboard=tensorboard,
+            )
+            for i, run in enumerate(runs)
+        ]
 
     def begin(self, state: Any, dataset: data.Dataset) -> None:
         """Before the first update: real images, and samples of initial parameters."""
         if processes.is_first():
-            write_reals(dataset, self._run)
-        self._sample(0, self._own(state))
+            for run in self._runs:
+                write_reals(dataset, run)
+        self._sample(0, state)
+        self._restart_clocks()
 
     def add(self, done: int, count: int, metrics: Any) -> None:
         """Takes the metrics of the `count` updates after step `done`, unread."""
-        self._writer.add(done, count, metrics)
+        for writer in self._writers:
+            writer.add(done, count, metrics)
 
     def tend(self, done: int, state: Any, *, last: bool) -> None:
-        """Does what is due after step `done`."""
+        """Does what is due after step `done`; checked before it is saved."""
         saves = last or done % self._config.every("checkpoint") == 0
         samples = done == self._config.steps or done % self._config.every("sample") == 0
-        try:
-            if saves or samples or done % self._config.every("log") == 0:
-                self._writer.flush()
-            if saves:
-                self._checkpoints.save(done, finite_copy(done, self._own(state)))
-        except writing.NonFiniteError as error:
-            if self._place[1] == 1:
-                raise
-            which = self._run.folder.path
-            raise writing.NonFiniteError(f"{which}: {error}") from error
+        if not (saves or samples or done % self._config.every("log") == 0):
+            return
+        for i, run in enumerate(self._runs):
+            with _named(run, among=len(self._runs)):
+                self._writers[i].flush()
+        if saves:
+            for i, run in enumerate(self._runs):
+                with _named(run, among=len(self._runs)):
+                    copy = finite_copy(done, self._own(i, state))
+                self._checkpoints[i].save(done, copy)
         if samples:
-            self._sample(done, self._own(state))
+            self._sample(done, state)
+        self._restart_clocks()
 
     def close(self) -> None:
         """Leaves the terminal and TensorBoard's files as they should be."""
-        self._writer.close()
+        for writer in self._writers:
+            writer.close()
 
-    def _own(self, state: Any) -> update.TrainState:
-        return assembly.part(self._layout.view(state), *self._place)
+    def _own(self, i: int, state: Any) -> update.TrainState:
+        return assembly.part(self._layout.view(state), i, len(self._runs))
 
-    def _sample(self, done: int, own: update.TrainState) -> None:
-        params = self._layout.whole(own.ema)
-        if processes.is_first():
-            self._writer.samples(done, self._draw(params))
+    def _sample(self, done: int, state: Any) -> None:
+        for i, run in enumerate(self._runs):
+            params = self._layout.whole(self._own(i, state).ema)
+            if processes.is_first():
+                images = self._draw(params, run.session.config.train.seed)
+                self._writers[i].samples(done, images)
+
+    def _restart_clocks(self) -> None:
+        for writer in self._writers:  # what was done here is not training time
+            writer.restart_clock()
+
+
+@contextlib.contextmanager
+def _named(run: Run, *, among: int) -> Iterator[None]:
+    """Says which of several runs is not finite."""
+    try:
+        yield
+    except writing.NonFiniteError as error:
+        if among == 1:
+            raise
+        raise writing.NonFiniteError(f"{run.folder.path}: {error}") from error
 
 
 @jax.jit

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgen import data
+from jaxgen import _signals, data
+from jaxgen._checks import UserError
 from jaxgen.train import (
     assembly,
     checkpoint,
@@ -20,9 +21,8 @@ from jaxgen.train import (
     parallel,
     processes,
     update,
-    writing,
 )
-from jaxgen.train.keeping import Keeper, Run
+from jaxgen.train.keeping import Keepers, Run
 from jaxgen.train.session import abstract_state
 
 
@@ -81,6 +81,8 @@ def _begin(runs: Sequence[Run], checkpoints: Sequence[checkpoint.Checkpoints]) -
                 console.say(note)
             noted |= bool(notes)
             found.append(0 if step is None else step)
+        if at_most is None:
+            _check_together(runs, found)
         at_most = min(found)
     start = found[0]
     for run in runs:
@@ -90,6 +92,19 @@ def _begin(runs: Sequence[Run], checkpoints: Sequence[checkpoint.Checkpoints]) -
     elif noted:
         console.say("no valid checkpoint is left: starting again from step 0")
     return start
+
+
+def _check_together(runs: Sequence[Run], steps: Sequence[int]) -> None:
+    """Raises UserError where going on together would throw trained steps away."""
+    interval = runs[0].session.config.train.every("checkpoint")
+    if max(steps) - min(steps) > interval:
+        reached = ", ".join(
+            f"{run.folder.path} {step:,}" for run, step in zip(runs, steps, strict=True)
+        )
+        raise UserError(
+            f"--num-seeds: these runs are not at the same step ({reached}); continue "
+            "them one by one, or give another --out"
+        )
 
 
 def _train_from(
@@ -120,31 +135,15 @@ def _train_from(
     compile_s = time.perf_counter() - began
     where = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
     console.say(f"compiled in {compile_s:.1f} s{where}")
-    keepers = [
-        Keeper(
-            run,
-            (i, len(runs)),
-            layout,
-            checkpoints[i],
-            writing.Writer(
-                run.folder,
-                config,
-                writing.paths_of(state.params),
-                start,
-                compile_s,
-                place=(i, len(runs)),
-                tensorboard=tensorboard,
-            ),
-        )
-        for i, run in enumerate(runs)
-    ]
     done, stopped = start, None
     with _stop_asked() as stop_asked, contextlib.ExitStack() as stack:
-        for closed in (feed.items, *keepers):
-            stack.callback(closed.close)
+        stack.callback(feed.items.close)
+        keepers = Keepers(
+            runs, layout, checkpoints, start, compile_s, tensorboard=tensorboard
+        )
+        stack.callback(keepers.close)
         if start == 0:
-            for keeper in keepers:
-                keeper.begin(state, dataset)
+            keepers.begin(state, dataset)
         items = itertools.chain([first], feed.items)
         for dispatch in itertools.count():
             count = min(program.num_steps, _next_event(config, done) - done)
@@ -156,10 +155,9 @@ def _train_from(
                 jax.block_until_ready(metrics)
             stopped = stop_asked(dispatch)
             last = done + count == config.steps or stopped is not None
-            for keeper in keepers:
-                keeper.add(done, count, metrics)
-                keeper.tend(done + count, state, last=last)
+            keepers.add(done, count, metrics)
             done += count
+            keepers.tend(done, state, last=last)
             if last:
                 break
     return Outcome(done, done - start, stopped)
@@ -174,7 +172,7 @@ def _state_at(
 ) -> update.TrainState:
     """The joined states of all runs at a step that all have saved, or at the start."""
     if start == 0:
-        states = [assembly.first_state(run.session, dataset) for run in runs]
+        states = assembly.first_states([run.session for run in runs], dataset)
     else:
         target = layout.stored(abstract_state(runs[0].session))
         states = [saved.read(start, target) for saved in checkpoints]
@@ -191,12 +189,13 @@ def _next_event(config: Any, done: int) -> int:
 def _stop_asked() -> Iterator[Callable[[int], int | None]]:
     """A function of the dispatch's number: the signal to stop at it, or None.
 
-    SIGTERM and SIGINT are collected; the second one ends the process at once. Of several
-    processes each is told of a SIGTERM to any, and all stop at the same dispatch.
+    In one process SIGTERM and SIGINT are collected; the second ends it at once. Of
+    several, each is told of a SIGTERM to any, and all stop at the same dispatch.
     """
     if processes.count() > 1:
         reached = multihost_utils.reached_preemption_sync_point
         yield lambda dispatch: signal.SIGTERM if reached(dispatch) else None
+        _signals.end_quietly()  # again: JAX has taken SIGTERM for itself
         return
     caught: list[int] = []
 

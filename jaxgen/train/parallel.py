@@ -80,6 +80,7 @@ class Layout:
             )
         self._batch_size = batch_size
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
+        self._gather = jax.jit(lambda tree: tree, out_shardings=self._sharding(P()))
 
     @property
     def num_devices(self) -> int:
@@ -131,9 +132,7 @@ class Layout:
         """A view's whole copy on this process's first device; all must ask for it."""
         if jax.process_count() == 1:
             return tree
-        everywhere = self._sharding(P())
-        gathered = jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+        return jax.tree.map(lambda a: a.addressable_data(0), self._gather(tree))
 
     def place_resident(self, resident: Any) -> Any:
         """Data that every device keeps whole."""

@@ -17,8 +17,6 @@ from jax.experimental import multihost_utils
 
 from jaxgen._checks import RunError, UserError
 
-MESSAGE_BYTES = 4096
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -112,12 +110,13 @@ def from_first(act: Callable[[], str]) -> str:
             told = f"+{act()}"
         except UserError as error:
             told = f"?{error}"
-        except RunError as error:
+        except (RunError, OSError) as error:
             told = f"!{error}"
-    data = np.frombuffer(told.encode()[:MESSAGE_BYTES], np.uint8)
-    buffer = np.pad(data, (0, MESSAGE_BYTES - len(data)))
+    message = np.frombuffer(told.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(message.size)))
+    buffer = message if is_first() else np.zeros(size, np.uint8)
     sent = bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer)))
-    kind, text = chr(sent[0]), sent[1:].rstrip(b"\0").decode(errors="replace")
+    kind, text = chr(sent[0]), sent[1:].decode()
     if kind == "+":
         return text
     raise UserError(text) if kind == "?" else RunError(text)

@@ -75,7 +75,6 @@ class Writer:
         for step, metrics in pending:
             _check_finite(step, metrics, self._paths)
         if not self._writes:
-            self._since = time.perf_counter()
             return
         steps_per_s = len(pending) / seconds
         step = pending[-1][0]
@@ -104,15 +103,17 @@ class Writer:
                 self._board.add_scalar(name, value, step)
         if self._meter is not None:
             self._meter.show(step, record["loss"], record["images_per_s"], steps_per_s)
-        self._since = time.perf_counter()
 
     def samples(self, step: int, images: np.ndarray) -> None:
-        """Writes the grid of the fixed latents; its time is not training time."""
+        """Writes the grid of the fixed latents."""
         picture = pictures.grid(images)
         path = self._run.samples / f"step_{step:08d}.png"
         rundir.write_bytes(path, pictures.png(picture, min_side=256))
         if self._board is not None:
             self._board.add_image("samples", picture, step, dataformats="HWC")
+
+    def restart_clock(self) -> None:
+        """From now on it is training time again."""
         self._since = time.perf_counter()
 
     def _own(self, value: np.ndarray) -> np.ndarray:

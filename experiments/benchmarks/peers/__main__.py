@@ -46,13 +46,14 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._questions: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
         self.told: dict[str, Any] = self._answer()
 
     def seconds(self) -> float:
         """Seconds of one update, of as many as make a long enough timing."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{self.told['updates']}\n")
-        self._process.stdin.flush()
+        self._questions.write(f"{self.told['updates']}\n")
+        self._questions.flush()
         return self._answer()
 
     def close(self) -> None:
@@ -60,8 +61,7 @@ class Worker:
         self._process.communicate()
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise SystemExit("peers: a side has stopped; its error stands above")
         return json.loads(line)
@@ -125,6 +125,13 @@ def _options() -> argparse.Namespace:
             f"unknown case {min(unknown)!r} (choose from {', '.join(cases.CASES)})"
         )
     options.cases = options.cases or list(cases.CASES)
+    for name in options.cases:
+        known = cases.CASES[name].sides
+        sides = options.sides or known
+        if sides[0] != "jaxgen" or set(sides) - set(known):
+            parser.error(
+                f"{name}: --sides are jaxgen, then any of {', '.join(known[1:])}"
+            )
     return options
 
 

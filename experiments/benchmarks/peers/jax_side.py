@@ -1,6 +1,5 @@
 """jaxgen's side: its own update, compiled and fed as `jaxgen train` does it."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +16,10 @@ from jaxgen import data
 from jaxgen.bench import throughput
 from jaxgen.models import vae
 from jaxgen.models.base import Aux, Model, Player
+from jaxgen.nets.conv import Conv
 from jaxgen.train import assembly
 from jaxgen.train import config as configs
 from jaxgen.train.session import Session, bind, num_parameters, resolve
-
-# The convolution of each side's U-Net: "module:class", imported for that side only.
-CONVS = {"jaxgen": "flax.linen:Conv", "jaxgen-conv": "jaxgen.nets.conv:Conv"}
 
 
 class Problem(NamedTuple):
@@ -37,14 +34,13 @@ class UNet(nn.Module):
     """3x3 convolutions and silu; down by 2x2 patches, up by nearest, with skips."""
 
     widths: tuple[int, ...]
-    conv: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[B, H, W, C] -> [B, H, W, C]`."""
 
         def conv(width: int, h: Array) -> Array:
-            return nn.silu(self.conv(width, (3, 3))(h))
+            return nn.silu(Conv(width, (3, 3))(h))
 
         h, skips = conv(self.widths[0], x), []
         for level, width in enumerate(self.widths):
@@ -56,7 +52,7 @@ class UNet(nn.Module):
         for skip in reversed(skips):
             h = conv(skip.shape[-1], jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2))
             h = conv(skip.shape[-1], jnp.concatenate([h, skip], axis=-1))
-        return self.conv(x.shape[-1], (3, 3))(h)
+        return Conv(x.shape[-1], (3, 3))(h)
 
 
 def _patches(h: Array) -> Array:
@@ -88,8 +84,7 @@ def _run_config(case: cases.Case, model: Any) -> configs.RunConfig:
     )
 
 
-def _vae(case: cases.Case, side: str) -> Problem:
-    del side
+def _vae(case: cases.Case) -> Problem:
     net = "mlp" if case.net == "mlp" else "conv"
     model = vae.VAEConfig(
         net=net,
@@ -109,9 +104,8 @@ def _vae(case: cases.Case, side: str) -> Problem:
     return Problem(session, dataset, loss)
 
 
-def _unet(case: cases.Case, side: str) -> Problem:
-    module, name = CONVS[side].split(":")
-    net = UNet(case.widths, getattr(importlib.import_module(module), name))
+def _unet(case: cases.Case) -> Problem:
+    net = UNet(case.widths)
 
     def errors(params: Any, x: Array) -> Array:
         outputs = jnp.asarray(net.apply({"params": params}, x))
@@ -146,18 +140,18 @@ class Side:
 
     Args:
         case: What is trained.
-        side: `jaxgen`, or `jaxgen-conv` for a U-Net with jaxgen's own convolution.
+        side: `jaxgen`.
         folder: Where `reference.npz` is written for the others: images, batch, noise,
             parameters.
     """
 
     def __init__(self, case: cases.Case, side: str, folder: Path):
-        problem = PROBLEMS[case.net](case, side)
-        state = assembly.first_state(problem.session, problem.dataset)
+        del side  # torch has several
+        problem = PROBLEMS[case.net](case)
+        (state,) = assembly.first_states([problem.session], problem.dataset)
         self.num_parameters = num_parameters(state.params)
         reference = _reference(case, problem, state)
-        if side == "jaxgen":
-            np.savez(folder / "reference.npz", allow_pickle=False, **reference)
+        np.savez(folder / "reference.npz", allow_pickle=False, **reference)
         self.losses = _losses(problem, state, reference)
         self._runner = throughput.Runner(problem.session, problem.dataset)
         self.quantum = self._runner.program.num_steps

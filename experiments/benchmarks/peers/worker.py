@@ -25,8 +25,8 @@ def main() -> None:
     # What libraries print goes to the screen, not into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    ours = name.startswith("jaxgen")
-    module = importlib.import_module("jax_side" if ours else "torch_side")
+    is_ours = name == "jaxgen"
+    module = importlib.import_module("jax_side" if is_ours else "torch_side")
     case = cases.case(case_name, smoke=bool(smoke))
     side = module.Side(case, name, Path(folder))
     told = {key: getattr(side, key) for key in ("num_parameters", "losses", "settings")}
