@@ -336,7 +336,7 @@ def one_step(batch=6, shape=(8, 8, 1), **options):
     return advance.lower(state, x, jax.random.key(1)), (state, x, jax.random.key(1))
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 def test_remat_computes_again_and_changes_no_number(net):
     options = {"batch": 256, "net": net, "hidden": (64,) * 16}
     plain, arguments = one_step(**options)
@@ -353,7 +353,7 @@ def test_remat_computes_again_and_changes_no_number(net):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 def test_bfloat16_is_inside_the_networks_only(net):
     exact, arguments = one_step(net=net)
     low, _ = one_step(net=net, compute="bfloat16")
