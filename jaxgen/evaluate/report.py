@@ -49,8 +49,7 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         The path of the page.
     """
     run, config = loaded.run, loaded.config
-    records = [r for r in run.read_metrics() if isinstance(r, dict) and "step" in r]
-    evaluation = _read_json(run.evaluation)
+    records, evaluation = run.read_metrics(), _read_json(run.evaluation)
     given = _given(config, dataset)
     ending = "finished" if loaded.step >= config.train.steps else "not finished"
     template = string.Template(Path(__file__).with_name("report.html.in").read_text())
