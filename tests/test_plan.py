@@ -162,6 +162,22 @@ def test_out_of_memory_reads_the_compilers_figure():
     assert told("INVALID_ARGUMENT: (18.50G)") is None
 
 
+def test_compile_for_takes_what_xla_cannot_count_for_what_does_not_fit():
+    def overflow(batch_size, num_steps):
+        message = "Bad StatusOr access: INVALID_ARGUMENT: Invalid dimension size -5"
+        raise RuntimeError(message)
+
+    need = plan.compile_for(overflow, 8, 1, 1e6)
+    assert need.bytes > 1e6
+    assert need.program is None
+
+    def broken(batch_size, num_steps):
+        raise RuntimeError("INTERNAL: something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        plan.compile_for(broken, 8, 1, 1e6)
+
+
 def test_roofline_is_the_slower_of_arithmetic_and_memory():
     chip = chips.CHIPS["v5e"]  # 197e12 FLOP/s, 819e9 bytes/s
     assert plan.roofline(chip, 197e12, 819e9 / 2, 10) == (10.0, "compute")

@@ -224,7 +224,9 @@ def compile_for(
     """Compiles a batch; what does not fit is an answer too."""
     try:
         program = compiler(batch_size, num_steps)
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # JAX's own is one too
+        if "Invalid dimension size" in str(error):  # beyond XLA's 2^31
+            return Need(2 * usable, None, _first_line(error))
         told = out_of_memory(error)
         if told is None:
             raise
