@@ -125,6 +125,7 @@ def test_train_continues_bit_for_bit_after_a_crash(
     assert steps[-1] == 12
 
 
+@pytest.mark.slow
 def test_train_goes_on_with_another_layout_and_ends_the_same(
     tmp_path, digits, monkeypatch
 ):

@@ -103,6 +103,7 @@ def test_conv_splits_a_batch_into_parts_for_the_gradient_of_its_kernel(
         _assert_equal(_gradients(conv), _gradients(_lax_conv), arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("case", [CASES[1], CASES[9]], ids=str)
 def test_conv_equals_lax_in_second_order(kind, case):
