@@ -370,6 +370,11 @@ def test_bfloat16_is_inside_the_networks_only(net):
         jnp.dtype(jnp.int32),
     }
     assert metrics["loss/vae"].dtype == jnp.float32
+    config, _ = bound(likelihood="bernoulli", net=net, compute="bfloat16")
+    params = state.params["vae"]
+    mu, log_var = vae.encode(config, params, arguments[1]["x"])
+    outputs = vae.decode(config, params, mu)
+    assert mu.dtype == log_var.dtype == outputs.dtype == jnp.float32
     _, expected = exact.compile()(*arguments)
     assert metrics["loss/vae"] != expected["loss/vae"]
     np.testing.assert_allclose(metrics["loss/vae"], expected["loss/vae"], rtol=0.02)
