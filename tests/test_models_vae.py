@@ -12,7 +12,6 @@ from scipy import stats
 from jaxgen._checks import UserError
 from jaxgen.models import vae
 from jaxgen.models.base import indexed_keys
-from jaxgen.nets import coders
 from jaxgen.train import update
 
 
@@ -66,16 +65,6 @@ def test_make_vae_takes_any_size_channels_and_likelihood(net, likelihood, shape)
     assert np.all(np.isfinite(result.nats))
     for _, view in model.views:
         assert jax.jit(view)(state.params, x).shape[2:] == shape
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 5), (8, 8)])
-def test_patches_are_undone_by_unpatched(size):
-    h = jax.random.normal(jax.random.key(0), (2, *size, 3))
-    patches = coders._patches(h)
-    assert patches.shape == (2, (size[0] + 1) // 2, (size[1] + 1) // 2, 12)
-    np.testing.assert_array_equal(
-        coders._unpatched(patches)[:, : size[0], : size[1]], h
-    )
 
 
 def test_the_one_layer_network_of_burda_has_its_number_of_parameters():

@@ -1,9 +1,7 @@
 """Encoders and decoders between images and latent vectors.
 
 Both kinds take any image size: the convolutional ones pad to even before halving and
-crop after doubling. Down- and upsampling are 2x2 patches and a matrix product, the
-cheapest exact forms on every backend (a transposed convolution's gradient is 15 times
-slower on XLA:CPU).
+crop after doubling. Down- and upsampling are 2x2 patches and a matrix product.
 
 With `remat` a block keeps only its input for the gradient and is computed again there.
 """
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.nets.conv import Conv
+from jaxgen.nets.patches import patches, unpatched
 
 Shape = tuple[int, int, int]  # H, W, C
 ACTIVATIONS = {"tanh": nn.tanh, "silu": nn.silu, "relu": nn.relu}
@@ -94,7 +93,7 @@ class ConvEncoder(nn.Module):
             for _ in range(self.num_blocks):
                 h = _block(self, _residual, h)
             if level < self.num_levels - 1:
-                h = nn.Dense(self.width * 2 ** (level + 1))(_patches(h))
+                h = nn.Dense(self.width * 2 ** (level + 1))(patches(h))
         return _moments(self.latent_dim, nn.silu(h).reshape(x.shape[0], -1))
 
 
@@ -122,7 +121,7 @@ class ConvDecoder(nn.Module):
             for _ in range(self.num_blocks):
                 h = _block(self, _residual, h)
             if level > 0:
-                h = _unpatched(nn.Dense(4 * self.width * 2 ** (level - 1))(h))
+                h = unpatched(nn.Dense(4 * self.width * 2 ** (level - 1))(h))
                 h = h[:, : sizes[level - 1][0], : sizes[level - 1][1]]
         return Conv(self.num_channels, (3, 3), name="output")(nn.silu(h))
 
@@ -153,19 +152,3 @@ def _residual(module: Any, h: Array) -> Array:
     r = Conv(channels, (3, 3))(nn.silu(nn.LayerNorm()(h)))
     r = Conv(channels, (3, 3), kernel_init=nn.initializers.zeros)(nn.silu(r))
     return h + r
-
-
-def _patches(h: Array) -> Array:
-    """`[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 4 C]`, zero-padded to even."""
-    batch, height, width, channels = h.shape
-    h = jnp.pad(h, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    h = h.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return h.reshape(batch, rows, columns, 4 * channels)
-
-
-def _unpatched(h: Array) -> Array:
-    """`[B, H, W, 4 C] -> [B, 2 H, 2 W, C]`, the inverse of `_patches`."""
-    batch, rows, columns, channels = h.shape
-    h = h.reshape(batch, rows, columns, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return h.reshape(batch, 2 * rows, 2 * columns, channels // 4)

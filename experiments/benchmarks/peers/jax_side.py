@@ -17,6 +17,7 @@ from jaxgen.bench import throughput
 from jaxgen.models import vae
 from jaxgen.models.base import Aux, Model, Player
 from jaxgen.nets.conv import Conv
+from jaxgen.nets.patches import patches
 from jaxgen.train import assembly
 from jaxgen.train import config as configs
 from jaxgen.train.session import Session, bind, num_parameters, resolve
@@ -46,19 +47,13 @@ class UNet(nn.Module):
         for level, width in enumerate(self.widths):
             if level:
                 skips.append(h)
-                h = nn.Dense(width)(_patches(h))
+                h = nn.Dense(width)(patches(h))
             for _ in range(2):
                 h = conv(width, h)
         for skip in reversed(skips):
             h = conv(skip.shape[-1], jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2))
             h = conv(skip.shape[-1], jnp.concatenate([h, skip], axis=-1))
         return Conv(x.shape[-1], (3, 3))(h)
-
-
-def _patches(h: Array) -> Array:
-    batch, height, width, channels = h.shape
-    h = h.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return h.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, -1)
 
 
 def _run_config(case: cases.Case, model: Any) -> configs.RunConfig:

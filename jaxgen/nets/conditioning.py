@@ -1,0 +1,45 @@
+"""What a denoising network is told besides the image: noise level, class, interval."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+
+class Conditioning(nn.Module):
+    """`(noise [B], label [B], interval [B]) -> [B, features]`.
+
+    Attributes:
+        features: Size of the vector that FiLM layers read.
+        num_classes: Labels are 0 .. num_classes - 1, and num_classes is "none"; 0 where
+            the network knows no classes.
+        has_interval: Whether it is told an interval of time, as a MeanFlow network is.
+            What that adds starts at zero: a network trained without it goes on with it.
+    """
+
+    features: int
+    num_classes: int = 0
+    has_interval: bool = False
+
+    @nn.compact
+    def __call__(
+        self, noise: Array, label: Array | None = None, interval: Array | None = None
+    ) -> Array:
+        """`noise` is log(sigma / alpha) / 4; `interval` a part of time, in [0, 1]."""
+        h = nn.Dense(self.features, name="noise")(waves(noise))
+        if self.num_classes:
+            if label is None:
+                label = jnp.full(noise.shape, self.num_classes)
+            h = h + nn.Embed(self.num_classes + 1, self.features, name="label")(label)
+        if self.has_interval:
+            interval = jnp.zeros_like(noise) if interval is None else interval
+            dense = nn.Dense(
+                self.features, kernel_init=nn.initializers.zeros, name="interval"
+            )
+            h = h + dense(waves(interval))
+        return nn.silu(nn.Dense(self.features, name="output")(nn.silu(h)))
+
+
+def waves(x: Array, num: int = 16, highest: float = 32.0) -> Array:
+    """Sines and cosines of a number at frequencies from 1/2 to `highest`, `[B, 2 num]`."""
+    angles = x[:, None] * jnp.geomspace(0.5, highest, num, dtype=x.dtype)[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
