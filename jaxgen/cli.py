@@ -258,31 +258,45 @@ def _parse_config(
 ) -> tuple[Any, Any, Any]:
     """The config of a run of this family, the command's own options, and the launch."""
     from jaxgen import models
-    from jaxgen.data import DataConfig
     from jaxgen.train import config as configs
     from jaxgen.train import processes
 
     if family not in models.FAMILIES:
         raise UserError(unknown("model", family, models.FAMILIES))
-    parts = {
-        "run": options,
-        "data": DataConfig,
-        "train": configs.TrainConfig,
-        "model": models.FAMILIES[family].config_class,
-    }
+    config = dataclasses.replace(configs.default(family), **defaults)
+    parts = {"run": options()}
+    parts |= {name: getattr(config, name) for name in ("data", "train", "model")}
     if options in (TrainOptions, BenchOptions):
-        parts["launch"] = processes.Launch
-    values = {name: defaults.get(name, cls()) for name, cls in parts.items()}
-    cls = dataclasses.make_dataclass(
-        f"{family}_arguments", list(parts.items()), frozen=True, kw_only=True
-    )
-    cls.__doc__ = models.FAMILIES[family].summary
+        parts["launch"] = processes.Launch()
     prog = prog if prog.endswith(".py") else f"{prog} {family}"
-    parsed = _parse(cls, argv, prog, default=cls(**values))
-    config = configs.RunConfig(
-        family=family, model=parsed.model, data=parsed.data, train=parsed.train
-    )
+    parsed = _parse_parts(parts, argv, prog, models.FAMILIES[family].summary)
+    values = {name: getattr(parsed, name) for name in ("data", "train", "model")}
+    config = configs.RunConfig(family=family, **values)
     return config, parsed.run, getattr(parsed, "launch", None)
+
+
+def _parse_parts(parts: dict[str, Any], argv: list[str], prog: str, doc: str) -> Any:
+    """Several dataclasses of options as one; `parts` are their defaults."""
+    fields: list[Any] = [(name, type(part)) for name, part in parts.items()]
+    cls = dataclasses.make_dataclass("arguments", fields, frozen=True, kw_only=True)
+    cls.__doc__ = doc
+    return _parse(cls, argv, prog, default=cls(**parts))
+
+
+def _parse_use(options: Any, argv: list[str], prog: str) -> tuple[Any, Any]:
+    """The options of a command on a run, and what its model lets one choose anew."""
+    folders = (arg for arg in argv if (Path(arg) / "config.json").is_file())
+    if (folder := next(folders, None)) is None:  # a mistake, told by the command
+        return _parse(options, argv, prog), None
+    from jaxgen.train.rundir import RunFolder
+
+    sampling = getattr(RunFolder(Path(folder)).read_config().model, "sampling", None)
+    if sampling is None:
+        return _parse(options, argv, prog), None
+    parts = {"run": options(run=Path(folder)), "sampling": sampling}
+    argv = [arg for arg in argv if arg != folder]
+    parsed = _parse_parts(parts, argv, f"{prog} RUN", options.__doc__)
+    return parsed.run, parsed.sampling
 
 
 def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
@@ -324,17 +338,17 @@ def _one_line(box: str, prog: str) -> str:
 
 
 def _sample(argv: list[str]) -> int:
-    options = _parse(SampleOptions, argv, "jaxgen sample")
+    parsed = _parse_use(SampleOptions, argv, "jaxgen sample")
     from jaxgen import commands
 
-    return commands.sample(options)
+    return commands.sample(*parsed)
 
 
 def _evaluate(argv: list[str]) -> int:
-    options = _parse(EvaluateOptions, argv, "jaxgen evaluate")
+    parsed = _parse_use(EvaluateOptions, argv, "jaxgen evaluate")
     from jaxgen import commands
 
-    return commands.evaluate(options)
+    return commands.evaluate(*parsed)
 
 
 def _list(argv: list[str]) -> int:

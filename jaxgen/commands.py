@@ -137,8 +137,13 @@ def _prepare(
     return [str(run.path) for run in runs]
 
 
-def sample(options: Any) -> int:
-    """Draws images from a run; returns the exit status."""
+def sample(options: Any, sampling: Any = None) -> int:
+    """Draws images from a run; returns the exit status.
+
+    Args:
+        options: Of the command.
+        sampling: The model's options under this name, chosen anew.
+    """
     if options.num < 1:
         raise UserError(f"--num must be at least 1, got {options.num}")
     _check_seed(options.seed)
@@ -148,7 +153,7 @@ def sample(options: Any) -> int:
         raise UserError(f"--out must end in .png or .npz, got {out}")
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
-    loaded = session.load(options.run)
+    loaded = session.load(options.run, sampling)
     for note in loaded.notes:
         say(note)
     draw = assembly.Sampler(loaded.model)
@@ -218,12 +223,17 @@ def plan(config: configs.RunConfig, options: Any) -> int:
     return 0
 
 
-def evaluate(options: Any) -> int:
-    """Judges a run on the whole test split; returns the exit status."""
+def evaluate(options: Any, sampling: Any = None) -> int:
+    """Judges a run on the whole test split; returns the exit status.
+
+    Args:
+        options: Of the command.
+        sampling: The model's options under this name, chosen anew.
+    """
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
     _check_seed(options.seed)
-    loaded = session.load(options.run)
+    loaded = session.load(options.run, sampling)
     config = loaded.config.data
     if options.data_dir is not None:
         config = dataclasses.replace(config, data_dir=options.data_dir)

@@ -1,12 +1,14 @@
 """The families: a closed registry of names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxgen.models import vae
 from jaxgen.models.base import (
     Aux,
     Batch,
+    Curve,
     LogLikelihood,
     Model,
     Player,
@@ -22,16 +24,20 @@ class Family(NamedTuple):
 
     Attributes:
         summary: One line for `jaxgen list`.
-        config_class: Its frozen dataclass of options.
-        resolve: `(config, shape, transform) -> (config, transform)`: fills what was
-            left to the data, so that the stored config alone rebuilds the model.
+        config_class: Its frozen dataclass of options. Its field `sampling`, where there
+            is one, is a dataclass of what may be chosen anew for a trained model.
+        resolve: `(config, shape, transform, num_classes) -> (config, transform)`: fills
+            what was left to the data, so that the stored config alone rebuilds the
+            model. `num_classes` is None where the data have no labels.
         make: `resolved config -> Model`.
+        training: Where its defaults of training differ from those of `TrainConfig`.
     """
 
     summary: str
     config_class: type
     resolve: Callable[..., tuple[Any, str]]
     make: Callable[[Any], Model]
+    training: Mapping[str, Any] = MappingProxyType({})
 
 
 FAMILIES = {
@@ -47,6 +53,7 @@ __all__ = [
     "FAMILIES",
     "Aux",
     "Batch",
+    "Curve",
     "Family",
     "LogLikelihood",
     "Model",

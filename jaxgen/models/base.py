@@ -42,24 +42,42 @@ class Player(NamedTuple):
 
     Attributes:
         name: Its key in `params`, and in the optimizers.
-        objective: `(params, extra, batch, key, progress) -> (loss [B] in nats, Aux)`.
+        objective: `(params, extra, batch, key, progress) -> (loss [B], Aux)`.
             `params` holds all players; the update differentiates only this player's
             part. `progress` is the fraction of the run done, in [0, 1): schedules of a
             loss (warm-up of beta, say) are functions of it.
         updates_per_step: How often it is updated before the next player's turn.
         couples_examples: Whether an example's loss depends on the others of its batch,
             so that the batch may not be cut into parts.
+        unit: Of the loss, where it is not nats.
     """
 
     name: str
     objective: Callable[..., tuple[Array, Aux]]
     updates_per_step: int = 1
     couples_examples: bool = False
+    unit: str = "nats"
+
+
+class Curve(NamedTuple):
+    """A figure of a model for its report.
+
+    Attributes:
+        caption: What it shows.
+        xlabel: The horizontal axis, logarithmic.
+        ylabel: The vertical axis.
+        lines: `(params, x [N, H, W, C]) -> (positions [P], {name: values [P]})`.
+    """
+
+    caption: str
+    xlabel: str
+    ylabel: str
+    lines: Callable[..., tuple[Array, dict[str, Array]]]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("nats", "standard_error", "ess"),
+    data_fields=("nats", "standard_error", "ess", "step_error"),
     meta_fields=("kind",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,12 +89,14 @@ class LogLikelihood:
         kind: "exact", a lower "bound", or an "estimate".
         standard_error: `[B]` Monte Carlo error in nats, or None if there is none.
         ess: `[B]` effective sample size of importance sampling, or None.
+        step_error: `[B]` error of a numerical integration in nats, or None.
     """
 
     nats: Array
     kind: Literal["exact", "bound", "estimate"]
     standard_error: Array | None = None
     ess: Array | None = None
+    step_error: Array | None = None
 
 
 class Model(NamedTuple):
@@ -95,6 +115,7 @@ class Model(NamedTuple):
             NLL / (D ln 2)) or "continuous" data in [0, 1] (8 bits/dim more).
         views: Further pictures of a model for its report, as pairs of a caption and
             `(params, x [N, H, W, C]) -> images [rows, columns, H, W, C]`.
+        curves: Further figures of a model for its report.
     """
 
     init: Callable[..., tuple[Params, Any]]
@@ -105,6 +126,7 @@ class Model(NamedTuple):
     log_likelihood: Callable[..., LogLikelihood] | None = None
     density: Literal["discrete", "continuous"] = "discrete"
     views: tuple[tuple[str, Callable[..., Array]], ...] = ()
+    curves: tuple[Curve, ...] = ()
 
 
 def example_keys(key: Array, batch: Batch) -> Array:

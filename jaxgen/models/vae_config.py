@@ -97,9 +97,13 @@ class VAEConfig:
 
 
 def resolve(
-    config: VAEConfig, shape: tuple[int, int, int], transform: str | None
+    config: VAEConfig,
+    shape: tuple[int, int, int],
+    transform: str | None,
+    num_classes: int | None = None,
 ) -> tuple[VAEConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
+    del num_classes
     likelihood = config.likelihood
     if likelihood is None:
         fitting = {

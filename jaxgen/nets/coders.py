@@ -22,20 +22,23 @@ ACTIVATIONS = {"tanh": nn.tanh, "silu": nn.silu, "relu": nn.relu}
 
 
 def applied(
-    module: nn.Module, params: Any, x: Array, *, compute: str = "float32"
+    module: nn.Module, params: Any, *inputs: Any, compute: str = "float32"
 ) -> Any:
     """Outputs in float32 of a network that computes in another dtype.
 
     Args:
         module: The network.
         params: Its parameters, float32; so are their gradients.
-        x: Its input.
+        *inputs: Its arguments; whole numbers stay as they are.
         compute: "float32" or "bfloat16".
     """
     if compute == "float32":
-        return module.apply({"params": params}, x)
-    low = jax.tree.map(lambda a: a.astype(compute), (params, x))
-    outputs = module.apply({"params": low[0]}, low[1])
+        return module.apply({"params": params}, *inputs)
+    params, inputs = jax.tree.map(
+        lambda a: a.astype(compute) if jnp.issubdtype(a.dtype, jnp.floating) else a,
+        (params, inputs),
+    )
+    outputs = module.apply({"params": params}, *inputs)
     return jax.tree.map(lambda a: a.astype(jnp.float32), outputs)
 
 

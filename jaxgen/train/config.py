@@ -144,6 +144,11 @@ def _kernels(params: Any) -> Any:
     )
 
 
+def default(family: str) -> RunConfig:
+    """The run of `jaxgen train FAMILY` without an option."""
+    return from_dict({"version": VERSION, "family": family})
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """A JSON-ready dict; `from_dict` is its inverse."""
     return {"version": VERSION, **dataclasses.asdict(config)}
@@ -171,6 +176,9 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     built = {
         name: _build(cls, values.get(name, {}), name) for name, cls in parts.items()
     }
+    absent = models.FAMILIES[family].training.keys() - values.get("train", {}).keys()
+    own = {name: models.FAMILIES[family].training[name] for name in absent}
+    built["train"] = dataclasses.replace(built["train"], **own)
     return RunConfig(family=family, **built)
 
 
@@ -191,7 +199,8 @@ def may_change(key: str) -> bool:
     free += ("log_every", "sample_every", "checkpoint_every", "ema_half_life")
     free += ("parallel", "devices", "steps_per_dispatch", "accumulate")
     others = {"data.data_dir", "model.remat"}
-    return key in {f"train.{name}" for name in free} | others
+    sampling = key.startswith("model.sampling.")
+    return sampling or key in {f"train.{name}" for name in free} | others
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -237,6 +246,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             )
     if hint is float and type(value) is int:
         return float(value)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
     if isinstance(hint, type) and origin is None and type(value) is hint:
         return value
     raise UserError(f"config: {where} must be {hint}, got {value!r}")

@@ -43,7 +43,7 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Fills what the config left to the data."""
     family = models.FAMILIES[config.family]
     model, transform = family.resolve(
-        config.model, dataset.shape, config.data.transform
+        config.model, dataset.shape, config.data.transform, dataset.num_classes
     )
     data = dataclasses.replace(config.data, transform=transform)
     if data.data_dir is not None:  # later commands may be given from another folder
@@ -99,14 +99,22 @@ def num_parameters(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, sampling: Any = None) -> Loaded:
     """Reads a run folder.
+
+    Args:
+        path: The folder.
+        sampling: What the model's config has under this name, chosen anew.
 
     Raises:
         UserError: if it is none, or holds no valid checkpoint yet.
     """
     run = RunFolder(path)
-    session = bind(run.read_config())
+    config = run.read_config()
+    if sampling is not None:
+        model = dataclasses.replace(config.model, sampling=sampling)
+        config = dataclasses.replace(config, model=model)
+    session = bind(config)
     target = checkpoint.abstract(abstract_state(session))
     try:
         state, notes = checkpoint.restore(run.checkpoints, target)
