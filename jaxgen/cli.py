@@ -80,14 +80,18 @@ class SampleOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Judges a run on the whole test split; writes RUN/evaluation.json."""
+    """Judges a run on the test split; writes RUN/evaluation.json and the report."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
     num_samples: int = 100
     """Effort of a likelihood estimate: K of importance sampling."""
+    num_images: int | None = None
+    """Likelihood of so many test images, spread over the split; by default of all."""
+    judge: int = 0
+    """Samples to judge by a classifier that is trained on the data's labels once."""
     seed: int = 0
-    """Fixes the noise of the estimate."""
+    """Fixes the noise of the estimate, and the samples that are judged."""
     data_dir: str | None = None
     """Where the data lie now, if not where they lay in training."""
     json: bool = False

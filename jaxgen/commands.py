@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -20,7 +21,7 @@ from jaxgen import data
 from jaxgen._checks import RunError, UserError
 from jaxgen.bench import plan as planning
 from jaxgen.bench import throughput
-from jaxgen.evaluate import likelihood, report
+from jaxgen.evaluate import classifier, likelihood, report
 from jaxgen.train import (
     assembly,
     checkpoint,
@@ -224,7 +225,7 @@ def plan(config: configs.RunConfig, options: Any) -> int:
 
 
 def evaluate(options: Any, sampling: Any = None) -> int:
-    """Judges a run on the whole test split; returns the exit status.
+    """Judges a run on the test split; returns the exit status.
 
     Args:
         options: Of the command.
@@ -232,6 +233,8 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     """
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
+    if options.judge < 0:
+        raise UserError(f"--judge must be 0 (none) or more, got {options.judge}")
     _check_seed(options.seed)
     loaded = session.load(options.run, sampling)
     config = loaded.config.data
@@ -246,7 +249,16 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     other = loaded.run.check_data(session.data_identity(dataset))
     for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
         say(note)
-    result = _judge(loaded, dataset, num_samples=options.num_samples, seed=options.seed)
+    # First, since it may refuse the data.
+    judge = classifier.make_classifier(dataset) if options.judge else None
+    seed, num_images = options.seed, options.num_images
+    result = _judge(
+        loaded, dataset, options.num_samples, num_images=num_images, seed=seed
+    )
+    if judge is not None:
+        draw = functools.partial(assembly.Sampler(loaded.model), loaded.params, seed)
+        num, told = options.judge, _progress()
+        result |= classifier.judge(judge, draw, dataset.test, num, progress=told)
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:
@@ -259,23 +271,26 @@ def evaluate(options: Any, sampling: Any = None) -> int:
 def _print_table(result: dict[str, Any]) -> None:
     width = max(map(len, result))
     for name, value in result.items():
-        text = f"{value:,.4f}" if isinstance(value, float) else str(value)
-        sys.stdout.write(f"{name:<{width}}  {text}\n")
+        sys.stdout.write(f"{name:<{width}}  {_cell(value)}\n")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return f"{value:,.4f}" if isinstance(value, float) else str(value)
 
 
 def _judge(
     loaded: session.Loaded,
     dataset: data.Dataset,
-    *,
     num_samples: int = QUICK_SAMPLES,
-    seed: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Evaluates on the whole test split and tells the result in a line."""
+    """Evaluates on the test split and tells the result in a line."""
     if loaded.model.log_likelihood is None:
         return {"step": loaded.step}
-    result = likelihood.evaluate_likelihood(
-        loaded, dataset.test, num_samples=num_samples, seed=seed, progress=_progress()
-    )
+    options |= {"num_samples": num_samples, "progress": _progress()}
+    result = likelihood.evaluate_likelihood(loaded, dataset.test, **options)
     error = result["nll_nats_se"]
     say(
         f"test: {result['nll_nats']:.3f}{'' if error is None else f' +- {error:.3f}'} "

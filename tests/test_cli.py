@@ -171,6 +171,8 @@ MISTAKES = {
     "out folder": (["sample", "RUN", "--out", "/no/such/a.png"], "no such folder"),
     "num": (["sample", "RUN", "--num", "0"], "--num must be at least 1"),
     "samples": (["evaluate", "RUN", "--num-samples", "0"], "--num-samples"),
+    "images": (["evaluate", "RUN", "--num-images", "361"], "1 .. 360"),
+    "judge": (["evaluate", "RUN", "--judge", "-1"], "--judge must be 0"),
     "place": (["train", "vae", "--out", "/proc/run"], "/proc/run cannot be made"),
     "list": (["list", "everything"], "no arguments"),
     "hidden": (["train", "vae", "--hidden", "0"], "--hidden"),

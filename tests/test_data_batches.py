@@ -219,6 +219,13 @@ def test_eval_batches_every_example_exactly_once(batch_size):
     assert (np.diff(mask) <= 0).all()
 
 
+def test_eval_batches_of_chosen_examples_keep_their_numbers():
+    batches = list(eval_batches(_source(10), 2, chosen=np.array([1, 4, 9])))
+    for name in ("label", "index"):
+        assert [b[name].tolist() for b in batches] == [[1, 4], [9, 9]]
+    assert [b["mask"].tolist() for b in batches] == [[1, 1], [1, 0]]
+
+
 def test_array_source_take_copies():
     source = _source(4)
     source.take(np.array([1, 2]))["x"][:] = 77

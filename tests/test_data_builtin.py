@@ -173,7 +173,7 @@ def test_cache_unwritable_is_a_note(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXGEN_CACHE", str(blocked / "cache"))
     digits = open_dataset(DataConfig())
     assert digits.train.num_examples == 1437
-    assert "not cached, so it is decoded again next time" in digits.notes[0]
+    assert "decoded set not cached, so it is made again next time" in digits.notes[0]
 
 
 def test_cache_on_a_full_disk_is_a_note_and_leaves_no_rubbish(cache_dir, monkeypatch):

@@ -85,8 +85,15 @@ def stream(
     )
 
 
-def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    source: Source, batch_size: int, *, chosen: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Every example exactly once and in order; the last batch is filled up.
+
+    Args:
+        source: Where the examples come from.
+        batch_size: B.
+        chosen: The numbers of the examples that are wanted; None for all.
 
     Yields:
         What `source.take` gives, with `"mask"`, float32 `[B]`, 1 for an example and 0
@@ -95,10 +102,11 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarr
         on the example and not on the batch size.
     """
     check_positive("eval_batches", batch_size=batch_size)
-    for start in range(0, source.num_examples, batch_size):
-        wanted = np.arange(start, start + batch_size)
-        index = np.minimum(wanted, source.num_examples - 1)
-        mask = (wanted < source.num_examples).astype(np.float32)
+    chosen = np.arange(source.num_examples) if chosen is None else chosen
+    for start in range(0, len(chosen), batch_size):
+        place = np.arange(start, start + batch_size)
+        index = chosen[np.minimum(place, len(chosen) - 1)]
+        mask = (place < len(chosen)).astype(np.float32)
         yield {**source.take(index), "mask": mask, "index": index.astype(np.int32)}
 
 

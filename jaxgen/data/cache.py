@@ -1,4 +1,6 @@
-"""Decoded sets on disk, under $JAXGEN_CACHE or ~/.cache/jaxgen; delete it at will.
+"""Decoded sets under $JAXGEN_CACHE or ~/.cache/jaxgen; delete it at will.
+
+What takes long to make of them lies here too.
 
 One entry is one uncompressed .npz file: written to a temporary file and renamed, read
 without pickle, each array guarded by its CRC-32. A damaged entry counts as absent. No
@@ -51,7 +53,11 @@ def load(key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
 
 
 def store(
-    key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+    key: str,
+    arrays: Mapping[str, np.ndarray],
+    meta: Mapping[str, Any],
+    *,
+    what: str = "decoded set",
 ) -> str | None:
     """Writes an entry; returns a note for the user where that was not possible."""
     temporary = None
@@ -71,7 +77,7 @@ def store(
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         return (
-            f"decoded set not cached, so it is decoded again next time: {error}; "
+            f"{what} not cached, so it is made again next time: {error}; "
             "set JAXGEN_CACHE to a writable directory with room"
         )
     return None

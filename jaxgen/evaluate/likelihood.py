@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data, estimators
-from jaxgen._checks import RunError
+from jaxgen._checks import RunError, UserError
 from jaxgen.models.base import indexed_keys
 from jaxgen.train.session import Loaded
 
@@ -20,16 +20,18 @@ def evaluate_likelihood(
     source: data.Source,
     *,
     num_samples: int,
+    num_images: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Negative log-likelihood in nats and bits/dim over all of `source`.
+    """Negative log-likelihood in nats and bits/dim over `source`.
 
     Args:
         loaded: The run.
         source: Usually the test split; its last batch is padded and masked.
         num_samples: Effort of an estimate, such as K of importance sampling.
+        num_images: So many examples, spread over the source; by default all.
         seed: Fixes all noise; that of example i depends on (seed, i) alone.
         batch_size: Examples at once; by default what fits.
         progress: Called with (examples done, examples in all).
@@ -41,6 +43,7 @@ def evaluate_likelihood(
 
     Raises:
         ValueError: if the family has no likelihood.
+        UserError: if there are not so many images.
         RunError: if any example's value is not finite; none is left out.
     """
     model = loaded.model
@@ -61,7 +64,14 @@ def evaluate_likelihood(
     parts, kind, done = [], "exact", 0
     if batch_size is None:
         batch_size = max(1, min(100, NUMBERS // int(np.prod(source.shape))))
-    for raw in data.eval_batches(source, min(batch_size, source.num_examples)):
+    total = source.num_examples if num_images is None else num_images
+    if not 1 <= total <= source.num_examples:
+        raise UserError(
+            f"--num-images must be in 1 .. {source.num_examples}, the test images, got "
+            f"{total}"
+        )
+    chosen = data.spread(source.num_examples, total)
+    for raw in data.eval_batches(source, min(batch_size, total), chosen=chosen):
         real = raw["mask"].astype(bool)
         batch = {name: jnp.asarray(raw[name]) for name in ("x", "index")}
         result = evaluate(loaded.params, batch, key)
@@ -69,7 +79,7 @@ def evaluate_likelihood(
         columns = (result.nats, result.standard_error, result.ess)
         parts.append([None if c is None else np.asarray(c)[real] for c in columns])
         done += int(real.sum())
-        progress(done, source.num_examples)
+        progress(done, total)
     joined = [
         None if c[0] is None else np.concatenate(c) for c in zip(*parts, strict=True)
     ]

@@ -15,7 +15,7 @@ import re
 import shlex
 import string
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
+from jaxgen.evaluate import formats
 from jaxgen.train import config as configs
 from jaxgen.train import console, pictures, rundir, session
 from jaxgen.train.assembly import NUM_SAMPLES
@@ -78,12 +79,14 @@ def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) 
     for name in _losses(records):
         title = " of ".join(["training loss", *name.split("/")[1:]])
         note = f"per image; mean of the steps up to {last.get('step', 0):,}"
-        value = f"{last[name]:,.2f}" if _is_number(last.get(name)) else None
+        value = f"{last[name]:,.2f}" if formats.is_number(last.get(name)) else None
         cards.append((title, value, "nats", note))
     kind = evaluation.get("nll_nats_kind")
     note = f"{KINDS.get(str(kind), kind)}, {evaluation.get('num_examples')} test images"
     note += f", step {evaluation.get('step')}; ± is the standard error"
-    nll, bits = (_with_error(evaluation, n) for n in ("nll_nats", "bits_per_dim"))
+    nll, bits = (
+        formats.with_error(evaluation, n) for n in ("nll_nats", "bits_per_dim")
+    )
     cards.append(("test negative log-likelihood", nll, "nats", f"per image; {note}"))
     cards.append(("test bits per dimension", bits, "bits", note))
     if not evaluation and loaded.model.log_likelihood:
@@ -92,7 +95,7 @@ def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) 
     note = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     cards.append(("parameters", f"{sum(counts.values()):,}", "", note))
     rates, seconds, compiled = (
-        [r[name] for r in records if _is_number(r.get(name))]
+        [r[name] for r in records if formats.is_number(r.get(name))]
         for name in ("images_per_s", "train_s", "compile_s")
     )
     if rates:
@@ -142,7 +145,9 @@ def _lines(records: list[Record], names: list[str]) -> Lines:
     """The finite values under each name, where there are any."""
     lines = {}
     for name in names:
-        points = [(r["step"], r[name]) for r in records if _is_number(r.get(name))]
+        points = [
+            (r["step"], r[name]) for r in records if formats.is_number(r.get(name))
+        ]
         if points:
             steps, values = np.asarray(points, np.float64).T
             lines[name.split("/", 1)[-1]] = (steps, values)
@@ -280,10 +285,10 @@ def _config(config: configs.RunConfig, given: list[str]) -> str:
         for field in dataclasses.fields(values):
             value, note, mark = getattr(values, field.name), "", ""
             if f"{part}.{field.name}" in given:
-                note, mark = f"default {_plain(field.default)}", ' class="given"'
+                note, mark = f"default {formats.plain(field.default)}", ' class="given"'
             elif value != field.default:
                 note = "from the data"
-            cell = f"{_text(_plain(value))} <small>{_text(note)}</small>"
+            cell = f"{_text(formats.plain(value))} <small>{_text(note)}</small>"
             rows.append(f"<tr{mark}><th>{field.name}</th><td>{cell}</td></tr>")
         tables.append(_titled(part, rows))
     return "\n".join(tables)
@@ -334,8 +339,8 @@ def _evaluation(loaded: session.Loaded, values: Record) -> str:
         command = shlex.join(["jaxgen", "evaluate", str(loaded.run.path.absolute())])
         return f"<p>Not evaluated yet. This does it:</p><pre>{_text(command)}</pre>"
     rows = {}
-    for name, value in values.items():
-        number = _with_error(values, name) or _plain(value)
+    for name in values:
+        number = formats.figure(values, name)
         kind = str(values.get(f"{name}_kind", ""))
         if re.sub("_(se|kind)$", "", name) not in values.keys() - {name}:
             rows[name] = ", ".join(filter(None, [number, KINDS.get(kind, kind)]))
@@ -344,7 +349,9 @@ def _evaluation(loaded: session.Loaded, values: Record) -> str:
 
 def _table(title: str, values: Record) -> str:
     row = "<tr><th>{}</th><td>{}</td></tr>".format
-    return _titled(title, [row(_text(n), _text(_plain(v))) for n, v in values.items()])
+    return _titled(
+        title, [row(_text(n), _text(formats.plain(v))) for n, v in values.items()]
+    )
 
 
 def _titled(title: str, rows: list[str]) -> str:
@@ -352,34 +359,8 @@ def _titled(title: str, rows: list[str]) -> str:
     return f"<div>{heading}<table>{''.join(rows)}</table></div>" if rows else ""
 
 
-def _plain(value: Any) -> str:
-    """A value of a config or a JSON file, as people write it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(v)}" for name, v in value.items())
-    if isinstance(value, list | tuple):
-        if len(value) > 1 and all(type(v) is str and v == value[0] for v in value):
-            return f"{len(value)} × {value[0]}"
-        return ", ".join(map(_plain, value))
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "none" if value is None else str(value)
-
-
-def _with_error(values: Record, name: str) -> str | None:
-    """`72.41 ± 0.61`, two digits of the standard error; None without either."""
-    value, error = values.get(name), values.get(f"{name}_se")
-    if not (_is_number(value) and _is_number(error) and error > 0):
-        return None
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
-
-
 def _short(value: float) -> str:
     return f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _read_json(path: Path) -> Record:
