@@ -20,6 +20,7 @@ _MODULES = (
     "models",
     "nets",
     "samplers",
+    "schedules",
     "train",
 )
 

@@ -85,6 +85,17 @@ def check_positive(function: str, **numbers: float) -> None:
             raise ValueError(f"{function}: {name} must be positive, got {number}.")
 
 
+def check_rising(function: str, **ends: float) -> None:
+    """Raises ValueError unless the two named numbers are positive, finite and rise."""
+    (low_name, low), (high_name, high) = ends.items()
+    check_positive(function, **{low_name: low})
+    if not low < high < math.inf:
+        raise ValueError(
+            f"{function}: {low_name} must be below {high_name}, got {low} and {high}; "
+            "they are the ends of a range."
+        )
+
+
 def check_finite_options(config: Any) -> None:
     """Raises UserError for a number among a dataclass's options that is not finite."""
     for field in dataclasses.fields(config):
@@ -100,6 +111,14 @@ def unknown(kind: str, value: Any, choices: Iterable[Any]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {str(value)!r}{hint} (choose from {', '.join(names)})"
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """The values of an array, or None where they are traced and so not known yet."""
+    try:
+        return np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        return None
 
 
 def sum_per_example(x: jax.Array) -> jax.Array:

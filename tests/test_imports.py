@@ -16,6 +16,7 @@ OTHERS = ("sklearn", "matplotlib", "PIL", "tyro", "rich", "chex", "array_record"
         "jaxgen.likelihoods",
         "jaxgen.annealing",
         "jaxgen.samplers",
+        "jaxgen.schedules",
         "jaxgen",
     ],
 )
