@@ -19,6 +19,7 @@ _MODULES = (
     "losses",
     "models",
     "nets",
+    "samplers",
     "schedules",
     "train",
 )

@@ -61,6 +61,23 @@ def check_in(function: str, name: str, value: Any, choices: Iterable[Any]) -> No
         raise ValueError(f"{function}: {unknown(name, value, choices)}")
 
 
+def check_times(function: str, times: Any, *, increasing: bool) -> None:
+    """Raises ValueError unless the times are `[N]`, N >= 1, in this order if known."""
+    check_axes(function, "[N]", times=times)
+    if jnp.size(times) < 1:
+        raise ValueError(f"{function}: times must be [N], N at least 1, got none.")
+    if not isinstance(times, jax.core.Tracer):
+        order = 1 if increasing else -1
+        if not np.all(order * np.diff(times) > 0):
+            word, ends = (
+                ("in", "data to noise") if increasing else ("de", "noise to data")
+            )
+            raise ValueError(
+                f"{function}: times must {word}crease, from {ends}, got "
+                f"{times[0]:.4g} .. {times[-1]:.4g}; reverse them by [::-1]."
+            )
+
+
 def check_positive(function: str, **numbers: float) -> None:
     """Raises ValueError unless every named number is greater than zero."""
     for name, number in numbers.items():

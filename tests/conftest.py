@@ -19,7 +19,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook(
     [
         f"jaxgen.{m}"
-        for m in ("losses", "likelihoods", "estimators", "annealing", "schedules")
+        for m in (
+            "losses",
+            "likelihoods",
+            "estimators",
+            "annealing",
+            "samplers",
+            "schedules",
+        )
     ],
     "beartype.beartype",
 )
