@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import optax
+from optax import contrib
 
 from jaxgen import models
 from jaxgen._checks import UserError, check_finite_options, unknown
@@ -29,8 +30,10 @@ class TrainConfig:
     """Examples an update."""
     seed: int = 0
     """Fixes initial parameters, order of the data and all noise."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the weights and AdamW for the rest."""
     learning_rate: float = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after warm-up: to zero by cosine, linearly, or not."""
     warmup: float = 0.02
@@ -107,7 +110,12 @@ class RunConfig:
 
 
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """AdamW with the run's schedule, after optional clipping by global norm."""
+    """AdamW or Muon with the run's schedule, after optional clipping by global norm.
+
+    References:
+        Loshchilov & Hutter 2019, arXiv:1711.05101. Liu et al. 2025 (Muon, with updates
+        of AdamW's size), arXiv:2502.16982.
+    """
     decays = {
         "cosine": lambda n: optax.cosine_decay_schedule(train.learning_rate, n),
         "linear": lambda n: optax.linear_schedule(train.learning_rate, 0.0, n),
@@ -121,27 +129,56 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
         ],
         [warmup],
     )
-    adamw = optax.adamw(
-        schedule,
-        b1=train.beta1,
-        b2=train.beta2,
-        weight_decay=train.weight_decay,
-        mask=_kernels,
-    )
+    if train.optimizer == "muon":
+        optimizer = contrib.muon(
+            schedule,
+            adam_b1=train.beta1,
+            adam_b2=train.beta2,
+            weight_decay=train.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        optimizer = optax.adamw(
+            schedule,
+            b1=train.beta1,
+            b2=train.beta2,
+            weight_decay=train.weight_decay,
+            mask=_kernels,
+        )
     # One structure of the state with and without clipping: a continued run may change it.
     clip = (
         optax.clip_by_global_norm(train.clip_norm)
         if train.clip_norm
         else optax.identity()
     )
-    return optax.chain(clip, adamw)
+    return optax.chain(clip, optimizer)
 
 
 def _kernels(params: Any) -> Any:
     """Which parameters decay: weights, not biases, scales or single numbers."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_kernel(path), params)
+
+
+def _matrices(params: Any) -> Any:
+    """How Muon sees each kernel as a matrix; None leaves a parameter to AdamW.
+
+    Kernels are `[in, out]` or `[height, width, in, out]`, stacked in front where layers
+    are scanned.
+    """
+
+    def axes(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
+        if not _is_kernel(path) or leaf.ndim < 2:
+            return None
+        last = leaf.ndim - 1
+        inputs = tuple(range(last))[-3 if leaf.ndim > 3 else -1 :]
+        return contrib.MuonDimensionNumbers(inputs, last)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _is_kernel(path: Any) -> bool:
+    return getattr(path[-1], "key", None) == "kernel"
 
 
 def default(family: str) -> RunConfig:
