@@ -148,7 +148,7 @@ def sample(options: Any) -> int:
         raise UserError(f"--out must end in .png or .npz, got {out}")
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
-    loaded = session.load(options.run)
+    loaded = session.load(options.run, ema_width=options.ema_width)
     for note in loaded.notes:
         say(note)
     draw = assembly.Sampler(loaded.model)
@@ -223,7 +223,7 @@ def evaluate(options: Any) -> int:
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
     _check_seed(options.seed)
-    loaded = session.load(options.run)
+    loaded = session.load(options.run, ema_width=options.ema_width)
     config = loaded.config.data
     if options.data_dir is not None:
         config = dataclasses.replace(config, data_dir=options.data_dir)
@@ -237,6 +237,8 @@ def evaluate(options: Any) -> int:
     for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
         say(note)
     result = _judge(loaded, dataset, num_samples=options.num_samples, seed=options.seed)
+    if options.ema_width is not None:
+        result["ema_width"] = options.ema_width
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:

@@ -17,7 +17,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Shapes of layer 0 are checked at run time, in the tests only.
 jaxtyping.install_import_hook(
-    [f"jaxgen.{m}" for m in ("losses", "likelihoods", "estimators", "annealing")],
+    [
+        f"jaxgen.{m}"
+        for m in ("losses", "likelihoods", "estimators", "annealing", "averaging")
+    ],
     "beartype.beartype",
 )
 

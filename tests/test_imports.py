@@ -10,7 +10,14 @@ OTHERS = ("sklearn", "matplotlib", "PIL", "tyro", "rich", "chex", "array_record"
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxgen.losses", "jaxgen.likelihoods", "jaxgen.annealing", "jaxgen"]
+    "module",
+    [
+        "jaxgen.losses",
+        "jaxgen.likelihoods",
+        "jaxgen.annealing",
+        "jaxgen.averaging",
+        "jaxgen",
+    ],
 )
 def test_layer_0_loads_no_framework(module):
     code = (
