@@ -74,6 +74,8 @@ class SampleOptions:
     """How many images."""
     seed: int = 0
     """Which images."""
+    ema_width: float | None = None
+    """Use the average of this width, rebuilt from what --ema-widths has stored."""
     out: Path | None = None
     """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; by default RUN/sample.png."""
 
@@ -94,6 +96,8 @@ class EvaluateOptions:
     """Fixes the noise of the estimate, and the samples that are judged."""
     data_dir: str | None = None
     """Where the data lie now, if not where they lay in training."""
+    ema_width: float | None = None
+    """Judge the average of this width, rebuilt from what --ema-widths has stored."""
     json: bool = False
     """Print one JSON object to standard output, all else to standard error."""
 

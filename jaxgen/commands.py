@@ -154,7 +154,7 @@ def sample(options: Any, sampling: Any = None) -> int:
         raise UserError(f"--out must end in .png or .npz, got {out}")
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
-    loaded = session.load(options.run, sampling)
+    loaded = session.load(options.run, sampling, ema_width=options.ema_width)
     for note in loaded.notes:
         say(note)
     draw = assembly.Sampler(loaded.model)
@@ -236,7 +236,7 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     if options.judge < 0:
         raise UserError(f"--judge must be 0 (none) or more, got {options.judge}")
     _check_seed(options.seed)
-    loaded = session.load(options.run, sampling)
+    loaded = session.load(options.run, sampling, ema_width=options.ema_width)
     config = loaded.config.data
     if options.data_dir is not None:
         config = dataclasses.replace(config, data_dir=options.data_dir)
@@ -255,6 +255,8 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     result = _judge(
         loaded, dataset, options.num_samples, num_images=num_images, seed=seed
     )
+    if options.ema_width is not None:
+        result["ema_width"] = options.ema_width
     if judge is not None:
         draw = functools.partial(assembly.Sampler(loaded.model), loaded.params, seed)
         num, told = options.judge, _progress()

@@ -13,10 +13,12 @@ from jaxgen import cli, data
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished short run on digits."""
+    """A finished short run on digits, which has stored its averages."""
     path = tmp_path_factory.mktemp("runs") / "run"
     with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "vae", *SHORT, "--out", str(path)])
+        cli.main(
+            ["train", "vae", *SHORT, "--ema-widths", "0.05", "0.1", "--out", str(path)]
+        )
     assert not stop.value.code
     return path
 
@@ -30,6 +32,7 @@ def test_train_ends_with_the_run_line_and_leaves_a_whole_folder(tmp_path, capsys
     names = {p.name for p in (tmp_path / "r").iterdir()}
     assert names >= {"config.json", "environment.json", "metrics.jsonl", "samples"}
     assert names >= {"checkpoints", "report.html", "evaluation.json"}
+    assert "averages" not in names
     status, out, err = call(capsys, "train", "vae", *SHORT, "--out", tmp_path / "r")
     assert status == 0
     assert "has finished its 12 steps" in err
@@ -104,6 +107,30 @@ def test_evaluate_prints_one_json_object_over_the_whole_test_split(run, capsys):
     assert 1 <= result["ess_min"] <= result["ess_mean"] <= 3
     assert json.loads((run / "evaluation.json").read_text()) == result
     assert json.loads(call(capsys, *argv)[1]) == result
+
+
+def test_evaluate_and_sample_use_an_average_of_another_width(run, tmp_path, capsys):
+    argv = ("evaluate", run, "--num-samples", 3, "--json")
+    given = json.loads(call(capsys, *argv)[1])
+    status, out, err = call(capsys, *argv, "--ema-width", 0.08)
+    assert status == 0, err
+    assert "average of width 0.08 at step 12: rebuilt from 3 moments" in err
+    rebuilt = json.loads(out)
+    assert rebuilt["ema_width"] == 0.08
+    assert rebuilt["nll_nats"] != given["nll_nats"]
+    argv = ("sample", run, "--out", tmp_path / "s.png", "--ema-width")
+    assert call(capsys, *argv, 0.08)[0] == 0
+    status, _, err = call(capsys, *argv, 0.5)
+    assert status == 2
+    assert err == "jaxgen: --ema-width must be in (0, 0.28), got 0.5\n"
+
+
+@pytest.mark.parametrize("widths", [("0.3",), ("0.1", "nan"), ("0.1", "0.1")])
+def test_train_refuses_widths_that_no_average_has(tmp_path, capsys, widths):
+    argv = ("train", "vae", *SHORT, "--out", tmp_path / "r", "--ema-widths", *widths)
+    status, _, err = call(capsys, *argv)
+    assert status == 2
+    assert err.startswith("jaxgen: --ema-widths must be different numbers in (0, 0.28)")
 
 
 def test_evaluate_does_not_depend_on_its_batches(run):

@@ -17,6 +17,7 @@ OTHERS = ("sklearn", "matplotlib", "PIL", "tyro", "rich", "chex", "array_record"
         "jaxgen.annealing",
         "jaxgen.samplers",
         "jaxgen.schedules",
+        "jaxgen.averaging",
         "jaxgen",
     ],
 )

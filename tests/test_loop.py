@@ -29,7 +29,12 @@ TINY = configs.RunConfig(
     model=vae.VAEConfig(latent_dim=2, hidden=(8,), likelihood="bernoulli"),
     data=data.DataConfig(name="digits"),
     train=configs.TrainConfig(
-        steps=12, batch_size=32, checkpoint_every=4, log_every=3, sample_every=6
+        steps=12,
+        batch_size=32,
+        checkpoint_every=4,
+        log_every=3,
+        sample_every=6,
+        ema_widths=(0.05, 0.1),
     ),
 )
 
@@ -73,10 +78,15 @@ def leaves(path):
 
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """The final state of an uninterrupted run."""
+    """The final state of an uninterrupted run, and the averages it has stored."""
     path = tmp_path_factory.mktemp("whole") / "run"
     run_in(path, digits)
-    return leaves(path)
+    return leaves(path), stored(path)
+
+
+def stored(path):
+    """The bytes of each file of averages."""
+    return {p.name: p.read_bytes() for p in (path / "averages").iterdir()}
 
 
 def test_train_writes_what_scripts_rely_on(tmp_path, digits):
@@ -118,8 +128,10 @@ def test_train_continues_bit_for_bit_after_a_crash(
     run, outcome = run_in(tmp_path / "cut", digits)
     assert outcome.step == 12
     assert outcome.step_count == 12 - 4 * ((stop - 1) // 4)
-    for a, b in zip(whole, leaves(tmp_path / "cut"), strict=True):
+    for a, b in zip(whole[0], leaves(tmp_path / "cut"), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert stored(tmp_path / "cut") == whole[1]
+    assert whole[1].keys() == {"4.npz", "8.npz", "12.npz"}
     steps = [r["step"] for r in run.read_metrics()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 12
@@ -167,7 +179,7 @@ def test_train_is_the_same_resident_and_streamed(tmp_path, digits, whole):
 
     remote = digits._replace(train=Remote(digits.train))
     run_in(tmp_path / "streamed", remote)
-    for a, b in zip(whole, leaves(tmp_path / "streamed"), strict=True):
+    for a, b in zip(whole[0], leaves(tmp_path / "streamed"), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -78,6 +78,14 @@ MODELS = {
 }
 
 
+# One average by half-life, several by width, and none.
+AVERAGES = {
+    "vae": {"ema_half_life": 0.2},
+    "gan": {"ema_widths": (0.05, 0.1)},
+    "dirac": {},
+}
+
+
 def fetch(resident, item):
     return {"x": resident["x"][item["rows"]], "mask": item["mask"]}
 
@@ -101,12 +109,15 @@ def train(name, *, kind="sharded", devices=1, num_steps=1, num_parts=1):
         model,
         optimizers,
         num_steps=STEPS,
-        ema_half_life=0.2,
+        **AVERAGES[name],
         num_parts=num_parts,
         axis_name=layout.axis_name,
     )
     x = jax.random.uniform(jax.random.key(1), (NUM, *shape))
-    state = update.init_state(model, optimizers, jax.random.key(0), {"x": x})
+    num_averages = len(AVERAGES[name].get("ema_widths", "1"))
+    state = update.init_state(
+        model, optimizers, jax.random.key(0), {"x": x}, num_averages=num_averages
+    )
     state, resident = layout.place(state), layout.place_resident({"x": x})
     items = [{n: a[layout.rows] for n, a in item.items()} for item in batches()]
     program = layout.compile(

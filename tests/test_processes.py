@@ -14,7 +14,7 @@ import pytest
 from doors import SHORT, jaxgen
 
 from jaxgen._checks import UserError
-from jaxgen.train import processes
+from jaxgen.train import processes, session, snapshots
 from jaxgen.train.processes import Launch
 from jaxgen.train.rundir import RunFolder
 
@@ -191,6 +191,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_several_seeds(tmp_path):
     command = ["train", "vae", *SHORT, "--num-seeds", "3", "--out", tmp_path / "seeds"]
+    command += ["--ema-widths", "0.05", "0.1"]
     statuses, outputs, errors = wait(
         start_two(*command, "--devices", "4", "--parallel", "fsdp")
     )
@@ -199,6 +200,8 @@ def test_two_processes_train_several_seeds(tmp_path):
     for seed in range(3):
         run = tmp_path / "seeds" / f"seed-{seed}"
         assert sorted(steps_of(run)) == [8, 12]
+        assert snapshots.stored(run / "averages") == [4, 8, 12]
+        assert "rebuilt" in session.load(run, ema_width=0.08).notes[-1]
         assert (run / "report.html").is_file()
 
 

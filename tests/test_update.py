@@ -8,6 +8,7 @@ import pytest
 import toys
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgen import averaging
 from jaxgen.models.base import Aux, Model, Player
 from jaxgen.train import update
 
@@ -171,7 +172,8 @@ def test_make_update_noise_belongs_to_the_example_on_any_layout():
 def test_average_forgets_half_in_a_half_life():
     options = {"num_steps": 1000, "ema_half_life": 0.02}
     advance, state = toys.start(toys.noisy_mean(), 0.0, **options)  # nothing moves
-    state = state._replace(step=jnp.int32(500), ema={"fit": {"mean": jnp.float32(1.0)}})
+    one = {"fit": {"mean": jnp.float32(1.0)}}
+    state = state._replace(step=jnp.int32(500), averages=(one,))
     for _ in range(20):
         state, _ = advance(state, toys.pixels(2), KEY)
     np.testing.assert_allclose(state.ema["fit"]["mean"], 0.5, rtol=1e-5)
@@ -187,6 +189,22 @@ def test_average_is_the_plain_mean_at_first_and_a_copy_when_off():
         means.append(fitted(state))
         assert float(other.ema["fit"]["mean"]) == fitted(other)
     np.testing.assert_allclose(state.ema["fit"]["mean"], np.mean(means), rtol=1e-5)
+
+
+def test_averages_of_widths_follow_the_parameters_each_with_its_own_weight():
+    advance, state = toys.start(
+        toys.noisy_mean(), num_steps=50, num_averages=2, ema_widths=(0.05, 0.2)
+    )
+    gammas = [averaging.width_to_gamma(width) for width in (0.05, 0.2)]
+    expected = [0.0, 0.0]
+    for step in range(1, 6):
+        state, _ = advance(state, toys.pixels(2), KEY)
+        for i, gamma in enumerate(gammas):
+            kept = (1 - 1 / step) ** (gamma + 1)
+            expected[i] = kept * expected[i] + (1 - kept) * fitted(state)
+    found = [float(average["fit"]["mean"]) for average in state.averages]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert float(state.ema["fit"]["mean"]) == found[0] != found[1]
 
 
 def test_init_state_may_be_donated():

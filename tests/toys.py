@@ -55,10 +55,12 @@ def noisy_mean(updates_per_step=1):
     )
 
 
-def start(model, learning_rate=0.1, **options):
+def start(model, learning_rate=0.1, num_averages=1, **options):
     """The compiled update under plain gradient descent, and the state before it."""
     optimizers = {p.name: optax.sgd(learning_rate) for p in model.players}
-    state = update.init_state(model, optimizers, jax.random.key(0), pixels(4))
+    state = update.init_state(
+        model, optimizers, jax.random.key(0), pixels(4), num_averages=num_averages
+    )
     options = {"num_steps": 10, **options}
     return jax.jit(update.make_update(model, optimizers, **options)), state
 

@@ -128,7 +128,13 @@ def first_states(
 
     def init(key: jax.Array, raw: Any) -> update.TrainState:
         batch = data.prepare(raw, key, transform=session.config.data.transform)
-        return update.init_state(session.model, session.optimizers, key, batch)
+        return update.init_state(
+            session.model,
+            session.optimizers,
+            key,
+            batch,
+            num_averages=session.num_averages,
+        )
 
     init = jax.jit(init)
     keys = [jax.random.key(each.config.train.seed) for each in sessions]
@@ -145,6 +151,7 @@ def make_advance(
         session.optimizers,
         num_steps=config.train.steps,
         ema_half_life=config.train.ema_half_life,
+        ema_widths=config.train.ema_widths,
         prepare=functools.partial(data.prepare, transform=config.data.transform),
         num_parts=config.train.accumulate,
         axis_name=layout.axis_name,

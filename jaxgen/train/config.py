@@ -13,7 +13,7 @@ import jax
 import optax
 from optax import contrib
 
-from jaxgen import models
+from jaxgen import averaging, models
 from jaxgen._checks import UserError, check_finite_options, unknown
 from jaxgen.data.config import DataConfig
 
@@ -48,6 +48,11 @@ class TrainConfig:
     """Clip the gradient to this global norm; 0 does not."""
     ema_half_life: float = 0.01
     """Half-life of the averaged parameters, as a fraction of the run; 0 keeps none."""
+    ema_widths: tuple[float, ...] = ()
+    """Keep power-function averages of these widths, such as 0.05 0.1, instead; the first
+    is the one that is used. Every checkpoint interval stores them in RUN/averages (at
+    most 40 files, each of 4 bytes x parameters x widths), for --ema-width of `sample` and
+    `evaluate`."""
     parallel: Literal["sharded", "fsdp", "pmap"] = "sharded"
     """How an update is split over devices: by XLA, the state too, or by jax.pmap."""
     devices: int = 0
@@ -80,6 +85,14 @@ class TrainConfig:
             _require(
                 0 <= value <= 1, name.replace("_", "-"), value, "a fraction in [0, 1]"
             )
+        widths = self.ema_widths
+        _require(
+            all(0 < width < averaging.MAX_WIDTH for width in widths)
+            and len(set(widths)) == len(widths),
+            "ema-widths",
+            " ".join(map(str, widths)),
+            f"different numbers in (0, {averaging.MAX_WIDTH})",
+        )
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, name, value, "in [0, 1)")

@@ -16,6 +16,7 @@ from jaxgen.train import (
     pictures,
     processes,
     rundir,
+    snapshots,
     update,
     writing,
 )
@@ -96,6 +97,7 @@ class Keepers:
             for i, run in enumerate(self._runs):
                 with _named(run, among=len(self._runs)):
                     copy = finite_copy(done, self._own(i, state))
+                self._store(done, run, copy)
                 self._checkpoints[i].save(done, copy)
         if samples:
             self._sample(done, state)
@@ -108,6 +110,16 @@ class Keepers:
 
     def _own(self, i: int, state: Any) -> update.TrainState:
         return assembly.part(self._layout.view(state), i, len(self._runs))
+
+    def _store(self, done: int, run: Run, state: update.TrainState) -> None:
+        """Averages for a reconstruction; not where a signal stops: their steps are even."""
+        every = self._config.every("checkpoint")
+        if not self._config.ema_widths or (done % every and done < self._config.steps):
+            return
+        averages = self._layout.whole(state.averages)
+        if processes.is_first():
+            widths = self._config.ema_widths
+            snapshots.write(run.folder.averages, done, widths, averages, every=every)
 
     def _sample(self, done: int, state: Any) -> None:
         for i, run in enumerate(self._runs):

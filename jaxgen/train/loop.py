@@ -20,6 +20,7 @@ from jaxgen.train import (
     console,
     parallel,
     processes,
+    snapshots,
     update,
 )
 from jaxgen.train.keeping import Keepers, Run
@@ -87,6 +88,7 @@ def _begin(runs: Sequence[Run], checkpoints: Sequence[checkpoint.Checkpoints]) -
     start = found[0]
     for run in runs:
         run.folder.keep_metrics_until(start)
+        snapshots.drop_after(run.folder.averages, start)
     if start:
         console.say(f"continuing from step {start:,}")
     elif noted:

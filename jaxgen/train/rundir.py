@@ -3,6 +3,7 @@
 config.json          rebuilds the model, the data and the training
 environment.json     what it ran on
 metrics.jsonl        one JSON object a line, the truth that other trackers mirror
+averages/<step>.npz  where --ema-widths keeps averages for other widths later
 samples/step_*.png   the same latents at every step; reals.png beside
 checkpoints/<step>/  verified before they are trusted
 evaluation.json, report.html
@@ -38,6 +39,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self.averages = path / "averages"
         self.metrics = path / "metrics.jsonl"
         self.report = path / "report.html"
         self.evaluation = path / "evaluation.json"

@@ -15,7 +15,7 @@ from jaxgen import models
 from jaxgen._checks import UserError
 from jaxgen.data import Dataset, spread
 from jaxgen.models.base import Model
-from jaxgen.train import checkpoint, parallel, update
+from jaxgen.train import checkpoint, parallel, snapshots, update
 from jaxgen.train.config import RunConfig, make_optimizer
 from jaxgen.train.rundir import RunFolder
 
@@ -27,6 +27,11 @@ class Session(NamedTuple):
     model: Model
     optimizers: dict[str, Any]
 
+    @property
+    def num_averages(self) -> int:
+        """How many averages of the parameters the training state holds."""
+        return max(1, len(self.config.train.ema_widths))
+
 
 class Loaded(NamedTuple):
     """A trained run: everything a later command needs, from its folder alone."""
@@ -34,7 +39,7 @@ class Loaded(NamedTuple):
     run: RunFolder
     config: RunConfig
     model: Model
-    params: Any  # the averaged parameters
+    params: Any  # an average of the parameters
     step: int
     notes: list[str]
 
@@ -90,7 +95,12 @@ def bind(config: RunConfig) -> Session:
 def abstract_state(session: Session) -> update.TrainState:
     """Shapes and dtypes of the training state, nothing computed."""
     batch = {"x": jax.ShapeDtypeStruct((1, *session.config.model.shape), jnp.float32)}
-    init = functools.partial(update.init_state, session.model, session.optimizers)
+    init = functools.partial(
+        update.init_state,
+        session.model,
+        session.optimizers,
+        num_averages=session.num_averages,
+    )
     return jax.eval_shape(init, jax.random.key(0), batch)
 
 
@@ -99,15 +109,20 @@ def num_parameters(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def load(path: Path, sampling: Any = None) -> Loaded:
+def load(
+    path: Path, sampling: Any = None, *, ema_width: float | None = None
+) -> Loaded:
     """Reads a run folder.
 
     Args:
         path: The folder.
         sampling: What the model's config has under this name, chosen anew.
+        ema_width: Of the average to use, rebuilt from those that the run has stored;
+            None for the first that it keeps.
 
     Raises:
-        UserError: if it is none, or holds no valid checkpoint yet.
+        UserError: if it is none, holds no valid checkpoint yet, or has not stored what
+            that average needs.
     """
     run = RunFolder(path)
     config = run.read_config()
@@ -120,7 +135,16 @@ def load(path: Path, sampling: Any = None) -> Loaded:
         state, notes = checkpoint.restore(run.checkpoints, target)
     except checkpoint.CheckpointError as error:
         raise UserError(str(error)) from error
-    step = int(state.step)
+    step, params = int(state.step), state.ema
     if notes:
         notes = [*notes, f"using step {step:,}"]
-    return Loaded(run, session.config, session.model, state.ema, step, notes)
+    if ema_width is not None:
+        params, more = snapshots.rebuild(
+            run.averages,
+            step,
+            session.config.train.ema_widths,
+            state.averages,
+            ema_width,
+        )
+        notes = [*notes, *more]
+    return Loaded(run, session.config, session.model, params, step, notes)

@@ -5,7 +5,7 @@ parameters (all else frozen), its optimizer, and the next player sees the result
 two players that is alternating GAN training; with one it is ordinary training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxgen import averaging
 from jaxgen.models.base import Batch, Model, Params, Player
 
 
@@ -25,16 +26,21 @@ class TrainState(NamedTuple):
     Attributes:
         step: int32 scalar, the number of updates done.
         params: {player name: pytree}.
-        ema: Exponential moving average of `params`, the parameters to use.
+        averages: Moving averages of `params`, each of its form.
         opt_state: {player name: optimizer state}.
         extra: What is carried but not differentiated; `()` when there is none.
     """
 
     step: Array
     params: Params
-    ema: Params
+    averages: tuple[Params, ...]
     opt_state: dict[str, Any]
     extra: Any
+
+    @property
+    def ema(self) -> Params:
+        """The first average, the parameters to use."""
+        return self.averages[0]
 
 
 Optimizers = Mapping[str, optax.GradientTransformation]
@@ -42,7 +48,12 @@ Update = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]
 
 
 def init_state(
-    model: Model, optimizers: Optimizers, key: Array, batch: Batch
+    model: Model,
+    optimizers: Optimizers,
+    key: Array,
+    batch: Batch,
+    *,
+    num_averages: int = 1,
 ) -> TrainState:
     """The state before the first update.
 
@@ -51,14 +62,15 @@ def init_state(
         optimizers: {player name: optax transformation}.
         key: For the initial parameters.
         batch: One prepared batch, for its shapes (and data-dependent initialisation).
+        num_averages: How many averages of the parameters are kept, at least one.
     """
     params, extra = model.init(key, batch)
     check_players(model, params, optimizers)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # A copy: the state is donated, and no buffer may be donated twice.
-        ema=jax.tree.map(jnp.copy, params),
+        # Copies: the state is donated, and no buffer may be donated twice.
+        averages=tuple(jax.tree.map(jnp.copy, params) for _ in range(num_averages)),
         opt_state={
             p.name: optimizers[p.name].init(params[p.name]) for p in model.players
         },
@@ -72,6 +84,7 @@ def make_update(
     *,
     num_steps: int,
     ema_half_life: float = 0.0,
+    ema_widths: Sequence[float] = (),
     prepare: Callable[[Batch, Array], Batch] = lambda batch, key: batch,
     num_parts: int = 1,
     axis_name: str | None = None,
@@ -87,6 +100,8 @@ def make_update(
         num_steps: Length of the run; objectives see `progress = step / num_steps`.
         ema_half_life: Half-life of the parameter average as a fraction of the run;
             0 keeps no average (`ema` is then a copy of `params`).
+        ema_widths: Instead of the half-life, the widths of the power-function averages
+            of `jaxgen.averaging`, one for each that the state holds.
         prepare: `(raw batch, key) -> batch`, from the stored bytes to `x` in [0, 1].
         num_parts: Gradient accumulation: into how many parts the batch is cut, one
             after the other, for memory's sake.
@@ -100,9 +115,7 @@ def make_update(
         one norm per leaf of the player's parameters, before clipping.
     """
     check_splittable(model, num_parts, axis_name)
-    decay = (
-        0.5 ** (1.0 / max(ema_half_life * num_steps, 1e-9)) if ema_half_life else 0.0
-    )
+    averages = _averages(ema_half_life * num_steps, ema_widths)
 
     def update(
         state: TrainState, batch: Batch, key: Array
@@ -128,8 +141,8 @@ def make_update(
                     "put the player's name into its terms."
                 )
             metrics.update(terms)
-        ema = _average(state.ema, state.params, decay, state.step)
-        return state._replace(step=state.step + 1, ema=ema), metrics
+        state = state._replace(step=state.step + 1, averages=averages(state))
+        return state, metrics
 
     return update
 
@@ -231,12 +244,25 @@ def _is_float(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _average(ema: Params, params: Params, decay: float, step: Array) -> Params:
-    """The moving average after one update; early on it is the plain mean so far."""
-    if not decay:
-        return jax.tree.map(jnp.copy, params)
-    weight = jnp.minimum(decay, step / (step + 1.0))
-    return jax.tree.map(lambda e, p: e + (1.0 - weight) * (p - e), ema, params)
+def _averages(
+    half_life: float, widths: Sequence[float]
+) -> Callable[[TrainState], tuple[Params, ...]]:
+    """The averages after an update, from a state that has the step before it."""
+    if not widths and not half_life:
+        return lambda state: (jax.tree.map(jnp.copy, state.params),)
+    gammas = [averaging.width_to_gamma(width) for width in widths]
+
+    def averages(state: TrainState) -> tuple[Params, ...]:
+        step = state.step + 1
+        weights = [averaging.power_weight(step, gamma) for gamma in gammas]
+        if not gammas:
+            weights = [averaging.half_life_weight(step, half_life)]
+        return tuple(
+            averaging.updated(average, state.params, weight)
+            for average, weight in zip(state.averages, weights, strict=True)
+        )
+
+    return averages
 
 
 def check_players(model: Model, params: Params, optimizers: Optimizers) -> None:
