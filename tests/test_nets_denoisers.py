@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from jaxgen.nets.patches import patches, unpatched
+from jaxgen.nets.transformer import Transformer
 from jaxgen.nets.unet import UNet
 
 NETS = {
     "unet": lambda **told: UNet(widths=(8, 16), num_blocks=1, **told),
+    # Patches of one pixel divide every size.
+    "transformer": lambda **told: Transformer(width=16, depth=4, patch=1, **told),
     "unet_patch_2": lambda **told: UNet(widths=(8,), patch=2, num_blocks=1, **told),
 }
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.nets.attention import Attention
 from jaxgen.nets.conditioning import Conditioning
 from jaxgen.nets.conv import Conv
 from jaxgen.nets.patches import patches, unpatched
@@ -105,29 +106,7 @@ class Block(nn.Module):
         scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
         r = nn.silu(nn.LayerNorm()(r) * (1.0 + scale) + shift)
         h = h + Conv(self.width, (3, 3), kernel_init=zeros, jvp=self.jvp)(r)
-        return h + Attention()(h) if self.attends else h
-
-
-class Attention(nn.Module):
-    """Self-attention between the pixels of a small image; zero at first."""
-
-    head_width: int = 32
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        """`[B, H, W, C] -> [B, H, W, C]`."""
-        batch, height, width, channels = h.shape
-        heads = max(1, channels // self.head_width)
-        tokens = nn.LayerNorm()(h).reshape(batch, height * width, channels)
-        qkv = nn.Dense(3 * channels)(tokens)
-        qkv = qkv.reshape(batch, height * width, 3, heads, channels // heads)
-        q, k, v = (
-            nn.LayerNorm()(qkv[:, :, 0]),
-            nn.LayerNorm()(qkv[:, :, 1]),
-            qkv[:, :, 2],
-        )
-        weights = jnp.einsum("bqhc,bkhc->bhqk", q, k) * (channels // heads) ** -0.5
-        weights = nn.softmax(weights, axis=-1)
-        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
-        mixed = mixed.reshape(batch, height, width, channels)
-        return nn.Dense(channels, kernel_init=nn.initializers.zeros)(mixed)
+        if not self.attends:
+            return h
+        tokens = nn.LayerNorm()(h).reshape(h.shape[0], -1, self.width)
+        return h + Attention(kernel_init=zeros)(tokens).reshape(h.shape)
