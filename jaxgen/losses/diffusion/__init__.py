@@ -18,6 +18,11 @@ anybody's `network`, and any schedule of `jaxgen.schedules`:
 The variational bound of log p(x) is `variational_bound`.
 """
 
+from jaxgen.losses.diffusion.bound import (
+    BoundTerms,
+    levels_reconstruction,
+    variational_bound,
+)
 from jaxgen.losses.diffusion.levels import (
     antithetic_levels,
     log_normal_sigma,
@@ -40,11 +45,13 @@ from jaxgen.losses.diffusion.weights import WEIGHTINGS, denoising_loss, loss_wei
 __all__ = [
     "TARGETS",
     "WEIGHTINGS",
+    "BoundTerms",
     "antithetic_levels",
     "check_target",
     "denoising_loss",
     "edm_input_scale",
     "from_x0",
+    "levels_reconstruction",
     "log_normal_sigma",
     "logit_normal_time",
     "loss_weight",
@@ -53,5 +60,6 @@ __all__ = [
     "stratified_levels",
     "to_x0",
     "uniform_levels",
+    "variational_bound",
     "x0_to_score",
 ]
