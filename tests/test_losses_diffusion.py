@@ -46,7 +46,7 @@ def noisy(num, seed=0):
 
 def truth(target, x0, eps, alpha, sigma, sigma_data):
     """The targets by their definitions."""
-    alpha, sigma = np.expand_dims(alpha, 1), np.expand_dims(sigma, 1)
+    alpha, sigma = np.reshape(alpha, (-1, 1)), np.reshape(sigma, (-1, 1))
     x_t = alpha * x0 + sigma * eps
     if target == "edm":
         # Karras et al., table 1, of x_t / alpha at noise sigma / alpha.

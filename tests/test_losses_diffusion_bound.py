@@ -13,6 +13,7 @@ from jaxgen.losses import diffusion
 
 STD = 0.5
 X = np.array([[-0.9], [0.1], [0.4], [1.2]])
+COPIES = 256
 KEYS = jax.random.split(jax.random.key(2), 4)
 LEARNED = schedules.LearnedGamma.init(
     jax.random.key(3), log_snr_max=11.0, log_snr_min=-5.0
@@ -29,17 +30,21 @@ def plain_errors():
 
 
 def bound(schedule, x, keys, **options):
-    """The bound of N(0, STD^2), by the best denoiser."""
+    """The bound of N(0, STD^2), by the best denoiser; the mean of COPIES of each."""
 
     def denoise(x_t, t):
         alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
         return alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * x_t
 
-    options = {"num_samples": 2000, "sigma_data": STD, **options}
+    options = {"num_samples": 200, "sigma_data": STD, **options}
     function = functools.partial(
         diffusion.variational_bound, denoise, schedule=schedule, **options
     )
-    return jax.jit(function)(x, keys)
+    many = jax.vmap(lambda key: jax.random.split(key, COPIES))(keys).reshape(-1)
+    terms = jax.jit(function)(np.repeat(x, COPIES, axis=0), many)
+    means = [np.asarray(field).reshape(-1, COPIES).mean(1) for field in terms]
+    means[-1] /= np.sqrt(COPIES)
+    return diffusion.BoundTerms(*map(jnp.asarray, means))
 
 
 def ends(schedule):
@@ -49,9 +54,9 @@ def ends(schedule):
 
 
 def check_equal(terms, nats):
-    off = np.abs(np.asarray(terms.total) - nats)
-    assert np.all(off < 4 * np.asarray(terms.standard_error) + 1e-4), off
-    assert np.all(np.asarray(terms.standard_error) < 0.06)
+    off = np.abs(terms.total - nats)
+    assert np.all(off < 4 * terms.standard_error), off
+    assert np.all(terms.standard_error < 0.06)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -67,7 +72,7 @@ def test_bound_of_gaussian_data_is_its_density_on_every_schedule(name):
 
 def test_bound_of_learned_gamma_does_not_depend_on_the_curve_but_its_error_does():
     steep = jax.tree.map(lambda leaf: leaf + 3.0, LEARNED)
-    in_time = {"uniform_in": "time", "num_samples": 500}
+    in_time = {"uniform_in": "time"}
     terms = [bound(s, X, KEYS, **in_time) for s in (LEARNED, steep)]
     both = terms[0].standard_error + terms[1].standard_error
     assert np.all(np.abs(terms[0].total - terms[1].total) < 4 * both)
@@ -83,9 +88,9 @@ def test_bound_in_discrete_time_is_its_sum_and_falls_with_the_number_of_steps():
         gain = STD**2 / (STD**2 + variance[1:])
         error = ((1 - gain) * X) ** 2 + gain**2 * variance[1:]
         exact = 0.5 * np.sum((1 / variance[:-1] - 1 / variance[1:]) * error, axis=1)
-        off = np.abs(np.asarray(terms.diffusion) - exact)
-        assert np.all(off < 4 * np.asarray(terms.standard_error))
-        totals.append(exact + np.asarray(terms.prior + terms.reconstruction))
+        off = np.abs(terms.diffusion - exact)
+        assert np.all(off < 4 * terms.standard_error)
+        totals.append(exact + terms.prior + terms.reconstruction)
     assert np.all(np.diff(totals, axis=0) < 0)
     density = 0.5 * np.log(2 * np.pi * STD**2) + 0.5 * X[:, 0] ** 2 / STD**2
     assert np.all(totals[-1] > density)
@@ -121,8 +126,8 @@ def test_bound_is_of_each_example_alone_in_any_event_shape():
     part = evaluate(images[2:3], KEYS[2:3])
     for field, alone in zip(whole, part, strict=True):
         assert field.shape == (4,)
-        np.testing.assert_allclose(field[2:3], alone, rtol=1e-5)
-    assert np.all(np.isinf(evaluate(images, KEYS)._replace().standard_error) == 0)
+        np.testing.assert_allclose(field[2:3], alone, rtol=1e-4)
+    assert np.all(np.isfinite(whole.standard_error))
     single = diffusion.variational_bound(
         denoise, images, KEYS, schedule=schedule, num_samples=1
     )

@@ -53,7 +53,7 @@ def stratified_levels(
         # In whole numbers modulo 2^32: a float would lose the digits of a large index.
         shift = jax.random.bits(key, dtype=jnp.uint32)
         whole = index.astype(jnp.uint32) * jnp.uint32(GOLDEN) + shift
-        return jnp.minimum(whole.astype(float) / 2**32, largest)
+        return jnp.minimum(whole.astype(float) * 2.0**-32, largest)
     _checks.check_positive("stratified_levels", num=num)
     place, within = jax.random.split(key)
     stratum = (index + jax.random.randint(place, (), 0, num)) % num
