@@ -78,10 +78,11 @@ def check_times(function: str, times: Any, *, increasing: bool) -> None:
             )
 
 
-def check_positive(function: str, **numbers: float) -> None:
-    """Raises ValueError unless every named number is greater than zero."""
+def check_positive(function: str, **numbers: Any) -> None:
+    """Raises ValueError unless every named number is above zero, where it is known."""
     for name, number in numbers.items():
-        if not number > 0:
+        known = concrete(number)
+        if known is not None and not known > 0:
             raise ValueError(f"{function}: {name} must be positive, got {number}.")
 
 

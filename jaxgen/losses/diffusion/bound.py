@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, Real
 
 from jaxgen import _checks, schedules
 from jaxgen.losses.diffusion.targets import Examples, noised
@@ -55,7 +55,7 @@ def variational_bound(
     num_steps: int | None = None,
     ends: tuple[float, float] = (0.0, 1.0),
     uniform_in: str = "log_snr",
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
     levels: Float[ArrayLike, " n"] | None = None,
 ) -> BoundTerms:
     """The variational bound of the diffusion model with this denoiser.
@@ -224,7 +224,7 @@ def _uniform_in_log_snr(
 
 
 def _prior(
-    x: Array, schedule: schedules.Schedule, end: float, sigma_data: float
+    x: Array, schedule: schedules.Schedule, end: float, sigma_data: Real[ArrayLike, ""]
 ) -> Array:
     """KL(N(alpha x, sigma^2) || N(0, alpha^2 sigma_data^2 + sigma^2)), `[B]`."""
     t = jnp.asarray(end, x.dtype)

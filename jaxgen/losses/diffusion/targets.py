@@ -45,7 +45,7 @@ def to_x0(
     sigma: Scale,
     *,
     target: str,
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " B *event"]:
     """The estimate of x_0 in what a network gives.
 
@@ -96,7 +96,7 @@ def from_x0(
     sigma: Scale,
     *,
     target: str,
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " B *event"]:
     """The inverse of `to_x0`: what the network should give for this x_0.
 
@@ -138,7 +138,7 @@ def edm_input_scale(
     alpha: Real[ArrayLike, " *shape"],
     sigma: Real[ArrayLike, " *shape"],
     *,
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " *shape"]:
     """What x_t is multiplied by to have unit variance: the input of EDM's network.
 
@@ -255,6 +255,8 @@ def _check_nonzero(function: str, what: str, **scale: ArrayLike) -> None:
         )
 
 
-def _inverse_deviation(alpha: Array, sigma: Array, sigma_data: float) -> Array:
+def _inverse_deviation(
+    alpha: Array, sigma: Array, sigma_data: Real[ArrayLike, ""]
+) -> Array:
     """1 / sqrt(alpha^2 sigma_data^2 + sigma^2), of x_t; never of x_t / alpha."""
     return jax.lax.rsqrt((alpha * sigma_data) ** 2 + sigma**2)

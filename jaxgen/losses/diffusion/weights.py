@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from jaxgen import _checks
 from jaxgen.losses.diffusion.targets import TARGETS, Examples
@@ -19,7 +19,7 @@ def loss_weight(
     *,
     weighting: str,
     target: str = "x0",
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
     gamma: float = 5.0,
     bias: float = 0.0,
 ) -> Float[Array, " B"]:
@@ -82,7 +82,7 @@ def denoising_loss(
     *,
     weighting: str,
     target: str = "x0",
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
     gamma: float = 5.0,
     bias: float = 0.0,
 ) -> Float[Array, " B"]:
