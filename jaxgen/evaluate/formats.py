@@ -1,5 +1,7 @@
 """Values of configs and of evaluation.json as people write them."""
 
+import base64
+import html
 import math
 import re
 from collections.abc import Mapping
@@ -45,3 +47,18 @@ def plain(value: Any) -> str:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number, and no bool."""
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def short(value: float) -> str:
+    """Four digits, more above 1000."""
+    return f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def text(value: Any) -> str:
+    """Escaped for a page, with what is not Unicode in a file name spelt out."""
+    return html.escape(str(value).encode("utf-8", "backslashreplace").decode())
+
+
+def uri(kind: str, content: bytes) -> str:
+    """An image as a link that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

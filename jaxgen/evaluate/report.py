@@ -4,11 +4,8 @@ It is made from the run folder, the averaged parameters and the test split, and 
 family by name. Layout, style, script and headings are in report.html.in beside.
 """
 
-import base64
 import contextlib
 import dataclasses
-import html
-import io
 import json
 import math
 import re
@@ -23,7 +20,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
-from jaxgen.evaluate import formats
+from jaxgen.evaluate import figures, formats
 from jaxgen.train import config as configs
 from jaxgen.train import console, pictures, rundir, session
 from jaxgen.train.assembly import NUM_SAMPLES
@@ -31,11 +28,9 @@ from jaxgen.train.assembly import NUM_SAMPLES
 NUM_TEST = 64  # test images that the views are made of
 GRID_WIDTH = 440  # CSS pixels of a grid of samples, about
 IMAGE_WIDTH = 48  # CSS pixels of one image in a view, about
-COLOURS = ("#1d5fb4", "#c2410c", "#15803d", "#7e22ce")
 KINDS = {"bound": "upper bound"}  # a lower one of the log-likelihood
 
 Record = dict[str, Any]  # a line of metrics.jsonl
-Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # {name: (steps, values)}
 
 
 def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
@@ -55,13 +50,15 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
     ending = "finished" if loaded.step >= config.train.steps else "not finished"
     template = string.Template(Path(__file__).with_name("report.html.in").read_text())
     page = template.substitute(
-        title=_text(f"{config.family} on {dataset.name}"),
-        name=_text(run.path.absolute().name),
+        title=formats.text(f"{config.family} on {dataset.name}"),
+        name=formats.text(run.path.absolute().name),
         progress=f"step {loaded.step:,} of {config.train.steps:,}, {ending}",
-        notes="".join(f"<p>{_text(n)}</p>" for n in (*loaded.notes, *dataset.notes)),
+        notes="".join(
+            f"<p>{formats.text(n)}</p>" for n in (*loaded.notes, *dataset.notes)
+        ),
         numbers=_numbers(loaded, records, evaluation),
         evaluation=_evaluation(loaded, evaluation),
-        curves=_curves(records),
+        curves=_curves(loaded, records),
         **_samples(loaded, dataset),
         views=_views(loaded, dataset),
         config=_config(config, given),
@@ -80,7 +77,7 @@ def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) 
         title = " of ".join(["training loss", *name.split("/")[1:]])
         note = f"per image; mean of the steps up to {last.get('step', 0):,}"
         value = f"{last[name]:,.2f}" if formats.is_number(last.get(name)) else None
-        cards.append((title, value, "nats", note))
+        cards.append((title, value, _unit(loaded, name), note))
     kind = evaluation.get("nll_nats_kind")
     note = f"{KINDS.get(str(kind), kind)}, {evaluation.get('num_examples')} test images"
     note += f", step {evaluation.get('step')}; ± is the standard error"
@@ -108,31 +105,38 @@ def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) 
         starts = f"{len(compiled)} starts" if len(compiled) > 1 else ""
         cards.append(("compile time", f"{sum(compiled):.1f}", "s", starts))
     return "\n".join(
-        f"<div><dt>{_text(title)}</dt><dd>{_text(value)} "
-        f'<span class="unit">{unit}</span><small>{_text(note)}</small></dd></div>'
+        f"<div><dt>{formats.text(title)}</dt><dd>{formats.text(value)} "
+        f'<span class="unit">{unit}</span><small>{formats.text(note)}</small></dd></div>'
         for title, value, unit, note in cards
         if value is not None
     )
 
 
-def _curves(records: list[Record]) -> str:
+def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     """The loss or losses, each named term, the gradient's norm, the speed."""
     names = list(dict.fromkeys(name for record in records for name in record))
     norms = [name for name in names if name.startswith("gradient_norm/")]
     others = {"step", "loss", "images_per_s", "train_s", "compile_s", *norms}
     terms = [n for n in names if n not in others and not n.startswith("loss/")]
+    losses = _losses(records)
     panels = [
-        ("loss", "nats per image", _losses(records)),
+        ("loss", f"{_unit(loaded, losses[0])} per image", losses),
         *((name, "nats per image", [name]) for name in terms),
         ("gradient norm before clipping", "L2 norm", norms),
         ("training speed", "images/s", ["images_per_s"]),
     ]
-    figures = [
-        _figure(title, unit, lines)
+    shown = [
+        figures.figure(title, unit, lines)
         for title, unit, names in panels
         if (lines := _lines(records, names))
     ]
-    return "\n".join(figures) or "<p>No line in metrics.jsonl yet.</p>"
+    return "\n".join(shown) or "<p>No line in metrics.jsonl yet.</p>"
+
+
+def _unit(loaded: session.Loaded, loss: str) -> str:
+    """Of the loss under this name; of several players' together the first one's."""
+    units = {f"loss/{player.name}": player.unit for player in loaded.model.players}
+    return units.get(loss, loaded.model.players[0].unit)
 
 
 def _losses(records: list[Record]) -> list[str]:
@@ -141,7 +145,7 @@ def _losses(records: list[Record]) -> list[str]:
     return names if len(names) > 1 else ["loss"]
 
 
-def _lines(records: list[Record], names: list[str]) -> Lines:
+def _lines(records: list[Record], names: list[str]) -> figures.Lines:
     """The finite values under each name, where there are any."""
     lines = {}
     for name in names:
@@ -152,67 +156,6 @@ def _lines(records: list[Record], names: list[str]) -> Lines:
             steps, values = np.asarray(points, np.float64).T
             lines[name.split("/", 1)[-1]] = (steps, values)
     return lines
-
-
-def _figure(title: str, unit: str, lines: Lines) -> str:
-    everything = np.concatenate([values for _, values in lines.values()])
-    low, high = _limits(everything)
-    outside = int(np.sum((everything < low) | (everything > high)))
-    named = lines.items() if len(lines) > 1 else [("", *lines.values())]
-    ends = [f"{name} {_short(values[-1])}".strip() for name, (_, values) in named]
-    step = int(max(steps[-1] for steps, _ in lines.values()))
-    text = f"{title}: {', '.join(ends)} at step {step:,}."
-    if outside:
-        text += f" Outside the range shown: {outside} of {len(everything)} points."
-    text = _text(text)
-    source = _uri("svg+xml", _plot(title, unit, lines, (low, high)))
-    image = f'<img alt="{text}" src="{source}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """A range that a few huge values, such as the first, do not stretch.
-
-    What lies further from the 5 % and 95 % quantiles than these from each other is cut.
-    """
-    low, high = float(values.min()), float(values.max())
-    if len(values) > 3:  # then neither quantile is the extreme value itself
-        first = float(np.quantile(values, 0.05, method="higher"))
-        last = float(np.quantile(values, 0.95, method="lower"))
-        spread = last - first or abs(last)
-        low, high = max(low, first - spread), min(high, last + spread)
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
-
-
-def _plot(title: str, unit: str, lines: Lines, limits: tuple[float, float]) -> bytes:
-    """The axes as SVG, for a light page; the style of a dark one inverts it."""
-    import matplotlib as mpl  # half a second: only a report needs it
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    grey, rule = "#4a4e54", "#d8d8d2"
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "jaxgen", "font.size": 9}
-    greys = ("axes.labelcolor", "text.color", "xtick.color", "ytick.color")
-    style |= dict.fromkeys(greys, grey) | {"text.parse_math": False}
-    style |= {"axes.edgecolor": rule, "grid.color": rule, "axes.grid": True}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(3.7, 2.2), layout="constrained")
-        axes = figure.subplots()
-        for number, (name, (steps, values)) in enumerate(lines.items()):
-            colour, marker = COLOURS[number % len(COLOURS)], "o" * (len(steps) == 1)
-            axes.plot(steps, values, color=colour, lw=1.4, marker=marker, label=name)
-        if len(lines) > 1:
-            figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        axes.set(ylim=limits, xlabel="step", ylabel=unit)
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
@@ -226,10 +169,10 @@ def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
     )
     images = [
         f'<img class="pixels" data-step="{step}" alt="samples at step {step}" '
-        f'src="{_uri("png", path.read_bytes())}">'
+        f'src="{formats.uri("png", path.read_bytes())}">'
         for step, path in grids
     ]
-    reals = [_uri("png", path.read_bytes()) for path in folder.glob("reals.png")]
+    reals = [formats.uri("png", path.read_bytes()) for path in folder.glob("reals.png")]
     return {
         "last_grid": len(grids) - 1,
         "last_step": f"{grids[-1][0]:,}" if grids else "-",
@@ -247,16 +190,26 @@ def _views(loaded: session.Loaded, dataset: data.Dataset) -> str:
     batch = {"x": jnp.asarray(dataset.test.take(chosen)["x"])}
     transform: Any = loaded.config.data.transform
     x = data.prepare(batch, jax.random.key(0), transform=transform)["x"]
-    figures = []
+    shown = []
+    for curve in loaded.model.curves:
+        positions, values = jax.jit(curve.lines)(loaded.params, x)
+        lines = {n: (np.asarray(positions), np.asarray(v)) for n, v in values.items()}
+        shown.append(
+            figures.figure(
+                curve.caption, curve.ylabel, lines, xlabel=curve.xlabel, log=True
+            )
+        )
     for caption, view in loaded.model.views:
         images = pictures.to_uint8(np.asarray(jax.jit(view)(loaded.params, x)))
         picture = pictures.grid(images)
         width = picture.shape[1] * max(1, round(IMAGE_WIDTH / images.shape[3]))
-        text = _text(f"{caption[:1].upper()}{caption[1:]}.")
-        source = f'style="width:{width}px" src="{_uri("png", pictures.png(picture))}"'
+        text = formats.text(f"{caption[:1].upper()}{caption[1:]}.")
+        source = (
+            f'style="width:{width}px" src="{formats.uri("png", pictures.png(picture))}"'
+        )
         image = f'<img class="pixels" alt="{text}" {source}>'
-        figures.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
-    return "\n".join(figures) or "<p>This family has none.</p>"
+        shown.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+    return "\n".join(shown) or "<p>This family has none.</p>"
 
 
 def _given(config: configs.RunConfig, dataset: data.Dataset) -> list[str]:
@@ -288,7 +241,7 @@ def _config(config: configs.RunConfig, given: list[str]) -> str:
                 note, mark = f"default {formats.plain(field.default)}", ' class="given"'
             elif value != field.default:
                 note = "from the data"
-            cell = f"{_text(formats.plain(value))} <small>{_text(note)}</small>"
+            cell = f"{formats.text(formats.plain(value))} <small>{formats.text(note)}</small>"
             rows.append(f"<tr{mark}><th>{field.name}</th><td>{cell}</td></tr>")
         tables.append(_titled(part, rows))
     return "\n".join(tables)
@@ -326,7 +279,7 @@ def _commands(loaded: session.Loaded, given: list[str]) -> str:
         "Judge it on the whole test split": ["evaluate", folder],
     }
     return "\n".join(
-        f"<h3>{what}</h3><pre>{_text(shlex.join(['jaxgen', *command]))}</pre>"
+        f"<h3>{what}</h3><pre>{formats.text(shlex.join(['jaxgen', *command]))}</pre>"
         for what, command in commands.items()
     )
 
@@ -337,7 +290,9 @@ def _evaluation(loaded: session.Loaded, values: Record) -> str:
         return "<p>This family has no likelihood.</p>"
     if not values:
         command = shlex.join(["jaxgen", "evaluate", str(loaded.run.path.absolute())])
-        return f"<p>Not evaluated yet. This does it:</p><pre>{_text(command)}</pre>"
+        return (
+            f"<p>Not evaluated yet. This does it:</p><pre>{formats.text(command)}</pre>"
+        )
     rows = {}
     for name in values:
         number = formats.figure(values, name)
@@ -350,17 +305,17 @@ def _evaluation(loaded: session.Loaded, values: Record) -> str:
 def _table(title: str, values: Record) -> str:
     row = "<tr><th>{}</th><td>{}</td></tr>".format
     return _titled(
-        title, [row(_text(n), _text(formats.plain(v))) for n, v in values.items()]
+        title,
+        [
+            row(formats.text(n), formats.text(formats.plain(v)))
+            for n, v in values.items()
+        ],
     )
 
 
 def _titled(title: str, rows: list[str]) -> str:
-    heading = f"<h3>{_text(title)}</h3>" if title else ""
+    heading = f"<h3>{formats.text(title)}</h3>" if title else ""
     return f"<div>{heading}<table>{''.join(rows)}</table></div>" if rows else ""
-
-
-def _short(value: float) -> str:
-    return f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _read_json(path: Path) -> Record:
@@ -370,12 +325,3 @@ def _read_json(path: Path) -> Record:
         if isinstance(values, dict):
             return values
     return {}
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _text(value: Any) -> str:
-    """Escaped for the page, with what is not Unicode in a file name spelt out."""
-    return html.escape(str(value).encode("utf-8", "backslashreplace").decode())
