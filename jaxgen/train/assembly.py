@@ -8,6 +8,7 @@ share the batch in the same way as for one run.
 import functools
 import math
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
+from jaxgen._checks import UserError
 from jaxgen.models.base import Model, sample_keys
 from jaxgen.train import parallel, pictures, update
-from jaxgen.train.session import Session
+from jaxgen.train.console import say
+from jaxgen.train.session import Loaded, Session, load
 
 NUM_SAMPLES = 64  # images in a sample grid
 INIT_NUMBERS = 2**23  # of at most 4096 images that a data-dependent init sees
@@ -138,7 +141,35 @@ def first_states(
 
     init = jax.jit(init)
     keys = [jax.random.key(each.config.train.seed) for each in sessions]
-    return [init(jax.random.fold_in(key, 2**31 - 1), raw) for key in keys]
+    states = [init(jax.random.fold_in(key, 2**31 - 1), raw) for key in keys]
+    if session.config.train.init_from is None:
+        return states
+    given = load(Path(session.config.train.init_from))
+    return [_started_from(given, state) for state in states]
+
+
+def _started_from(given: Loaded, state: update.TrainState) -> update.TrainState:
+    """The state before the first update, with the parameters of a run where they fit."""
+    arrays = dict(jax.tree.leaves_with_path(given.params))
+    fresh = []
+
+    def chosen(path: Any, leaf: jax.Array) -> jax.Array:
+        if path in arrays and arrays[path].shape == leaf.shape:
+            return arrays[path]
+        fresh.append(jax.tree_util.keystr(path))
+        return leaf
+
+    params = jax.tree_util.tree_map_with_path(chosen, state.params)
+    count = len(jax.tree.leaves(params))
+    if len(fresh) > count // 2:
+        raise UserError(
+            f"--init-from {given.run.path}: only {count - len(fresh)} of {count} arrays fit "
+            f"this model; {fresh[0]} does not: the same --data and size of network?"
+        )
+    others = f"; afresh: {', '.join(fresh)}" if fresh else ""
+    say(f"{count - len(fresh)} of {count} arrays from {given.run.path}{others}")
+    copies = (jax.tree.map(jnp.copy, params) for _ in state.averages)
+    return state._replace(params=params, averages=tuple(copies))
 
 
 def make_advance(

@@ -53,6 +53,8 @@ class TrainConfig:
     is the one that is used. Every checkpoint interval stores them in RUN/averages (at
     most 40 files, each of 4 bytes x parameters x widths), for --ema-width of `sample` and
     `evaluate`."""
+    init_from: str | None = None
+    """A run folder whose averaged parameters a new run starts from, where they fit."""
     parallel: Literal["sharded", "fsdp", "pmap"] = "sharded"
     """How an update is split over devices: by XLA, the state too, or by jax.pmap."""
     devices: int = 0
@@ -297,7 +299,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
+        return _build(hint, typing.cast(Any, value), where)
     if isinstance(hint, type) and origin is None and type(value) is hint:
         return value
     raise UserError(f"config: {where} must be {hint}, got {value!r}")

@@ -59,7 +59,10 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         data = dataclasses.replace(
             data, name=f"folder:{folder}", image_size=height, channels=channels
         )
-    return dataclasses.replace(config, model=model, data=data)
+    train = config.train
+    if train.init_from is not None:
+        train = dataclasses.replace(train, init_from=_absolute(train.init_from))
+    return dataclasses.replace(config, model=model, data=data, train=train)
 
 
 def _absolute(path: str) -> str:
@@ -109,9 +112,7 @@ def num_parameters(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def load(
-    path: Path, sampling: Any = None, *, ema_width: float | None = None
-) -> Loaded:
+def load(path: Path, sampling: Any = None, *, ema_width: float | None = None) -> Loaded:
     """Reads a run folder.
 
     Args:
