@@ -134,9 +134,9 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
 
 
 def _unit(loaded: session.Loaded, loss: str) -> str:
-    """Of the loss under this name; of several players' together the first one's."""
+    """Of the loss under this name, or of the only player."""
     units = {f"loss/{player.name}": player.unit for player in loaded.model.players}
-    return units.get(loss, loaded.model.players[0].unit)
+    return units.get(loss, *units.values()) if len(units) == 1 else units.get(loss, "nats")
 
 
 def _losses(records: list[Record]) -> list[str]:
