@@ -19,6 +19,7 @@ _MODULES = (
     "losses",
     "models",
     "nets",
+    "probability_flow",
     "samplers",
     "schedules",
     "train",

@@ -24,6 +24,7 @@ jaxtyping.install_import_hook(
             "likelihoods",
             "estimators",
             "annealing",
+            "probability_flow",
             "samplers",
             "schedules",
         )
