@@ -20,6 +20,7 @@ _MODULES = (
     "losses",
     "models",
     "nets",
+    "probability_flow",
     "samplers",
     "schedules",
     "train",

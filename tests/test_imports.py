@@ -15,6 +15,7 @@ OTHERS = ("sklearn", "matplotlib", "PIL", "tyro", "rich", "chex", "array_record"
         "jaxgen.losses",
         "jaxgen.likelihoods",
         "jaxgen.annealing",
+        "jaxgen.probability_flow",
         "jaxgen.samplers",
         "jaxgen.schedules",
         "jaxgen.averaging",

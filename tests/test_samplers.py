@@ -60,7 +60,7 @@ def keys_of(num, seed=0):
 def test_solvers_have_their_order_on_a_gaussian_and_a_mixture(name, x64):
     schedule = SCHEDULES[name]
     denoise = side_by_side(GAUSSIAN.denoise(schedule), 3, MIXTURE.denoise(schedule))
-    solvers = {"euler": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 2}
+    solvers = {"euler": 1, "heun": 2, "dpmpp_2m": 2}
     start, end = grid(schedule, 2)
     noise = np.random.default_rng(1).normal(size=(6, 4))
     x = 0.3 * schedule.alpha(start) + schedule.sigma(start) * noise
@@ -82,14 +82,25 @@ def test_solvers_have_their_order_on_a_gaussian_and_a_mixture(name, x64):
     orders = np.log2(coarse / fine)
     parts = np.stack([orders[:, :3].max(1), orders[:, 3]], 1)
     assert (parts > np.array(list(solvers.values()))[:, None] - 0.1).all(), parts
-    assert (fine < np.array([[0.02], [0.02], [5e-4], [5e-4]])).all(), fine
+    assert (fine < np.array([[0.02], [5e-4], [5e-4]])).all(), fine
 
 
-@pytest.mark.parametrize("sampler", sorted(samplers.SAMPLERS))
-@pytest.mark.parametrize("num_channels", [1, 2, 3])
-def test_samplers_return_the_images_of_an_empirical_denoiser(sampler, num_channels):
+@pytest.mark.parametrize(
+    ("sampler", "num_channels", "name"),
+    [
+        ("ddpm", 1, "ddpm"),
+        ("ddim", 2, "cosine"),
+        ("euler", 3, "ve"),
+        ("heun", 1, "edm"),
+        ("heun", 2, "rectified_flow"),
+        ("dpmpp_2m", 3, "ddpm"),
+        ("stochastic", 3, "edm"),
+    ],
+)
+def test_samplers_return_the_images_of_an_empirical_denoiser(
+    sampler, num_channels, name
+):
     data = images(5, 4, 4, num_channels)
-    name = ["edm", "ddpm", "rectified_flow"][num_channels - 1]
     schedule = SCHEDULES[name]
     denoise = Mixture.points(data).denoise(schedule)
     x = 50 * np.random.default_rng(2).normal(size=(32, 4, 4, num_channels))
@@ -103,12 +114,14 @@ def test_samplers_return_the_images_of_an_empirical_denoiser(sampler, num_channe
     assert len(set(np.argmin(far, 1).tolist())) > 1
     assert chain.x0.shape == (24, *x.shape)
     np.testing.assert_array_equal(chain.x0[-1], chain.x)
-    np.testing.assert_allclose(chain.x0[0], denoise(x, times[0]), rtol=1e-4, atol=1e-5)
+    if sampler != "stochastic":
+        first = jax.jit(denoise)(x, times[0])
+        np.testing.assert_allclose(chain.x0[0], first, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["rectified_flow", "cosine"])
 @pytest.mark.parametrize("sampler", sorted(samplers.SAMPLERS))
-def test_samplers_go_from_alpha_0_to_sigma_0(sampler, name):
+def test_samplers_go_from_alpha_0_to_sigma_0(sampler):
+    name = "cosine" if sampler in ("ddpm", "heun") else "rectified_flow"
     data, schedule = images(5, 6), SCHEDULES[name]
     times = schedules.uniform_times(20, end=0.0)
     assert schedule.alpha(times)[0] == 0
