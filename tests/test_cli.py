@@ -10,15 +10,15 @@ from PIL import Image
 
 from jaxgen import cli, data
 
+KEPT = [*SHORT, "--ema-widths", "0.05", "0.1"]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished short run on digits, which has stored its averages."""
     path = tmp_path_factory.mktemp("runs") / "run"
     with pytest.raises(SystemExit) as stop:
-        cli.main(
-            ["train", "vae", *SHORT, "--ema-widths", "0.05", "0.1", "--out", str(path)]
-        )
+        cli.main(["train", "vae", *KEPT, "--out", str(path)])
     assert not stop.value.code
     return path
 
@@ -42,7 +42,7 @@ def test_train_ends_with_the_run_line_and_leaves_a_whole_folder(tmp_path, capsys
 def test_train_refuses_another_architecture_and_shows_the_difference(run, capsys):
     before = (run / "config.json").read_bytes()
     status, _, err = call(
-        capsys, "train", "vae", *SHORT, "--out", run, "--hidden", "9", "--seed", "3"
+        capsys, "train", "vae", *KEPT, "--out", run, "--hidden", "9", "--seed", "3"
     )
     assert status == 2
     assert "model.hidden: [8] -> [9]; train.seed: 0 -> 3" in err
@@ -206,7 +206,7 @@ MISTAKES = {
     "nan": (["train", "vae", "--beta", "nan"], "finite"),
     "seed": (["sample", "RUN", "--seed", "99999999999999999999"], "--seed"),
     "fewer steps": (
-        ["train", "vae", *SHORT, "--steps", "5", "--out", "RUN"],
+        ["train", "vae", *KEPT, "--steps", "5", "--out", "RUN"],
         "12 steps",
     ),
 }
