@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jax.typing import ArrayLike
+from jaxtyping import Float, Real
 
 from jaxgen import _checks, schedules
 from jaxgen.samplers.steps import Denoise, Examples, Keys, Times
@@ -87,7 +88,7 @@ def log_likelihood(
     times: Times,
     num_probes: int = 1,
     exact: bool = False,
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
 ) -> FlowLikelihood:
     """The log-likelihood by the change of variables along the flow from data to noise.
 
@@ -137,7 +138,7 @@ def decode_with_likelihood(
     times: Times,
     num_probes: int = 1,
     exact: bool = False,
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
 ) -> tuple[Float[Array, " B *event"], FlowLikelihood]:
     """`decode`, and on the way the log-likelihood of what comes out.
 
@@ -167,7 +168,7 @@ def encode(
     *,
     schedule: schedules.Schedule,
     times: Times,
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " B *event"]:
     """The code z of x: the flow from data to noise; 4 (N - 1) calls of `denoise`.
 
@@ -198,7 +199,7 @@ def decode(
     *,
     schedule: schedules.Schedule,
     times: Times,
-    sigma_data: float = 1.0,
+    sigma_data: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " B *event"]:
     """The flow of `encode` back, of the same arguments but for the code `z`.
 
@@ -219,7 +220,7 @@ def _nodes(
     name: str,
     schedule: schedules.Schedule,
     times: Times,
-    sigma_data: float,
+    sigma_data: Real[ArrayLike, ""],
     dtype: Any,
 ) -> _Node:
     """The way at the times, `[N]`, from data to noise."""
@@ -230,7 +231,9 @@ def _nodes(
     return _at(schedule, jnp.asarray(times, dtype), sigma_data)
 
 
-def _at(schedule: schedules.Schedule, t: Array, sigma_data: float) -> _Node:
+def _at(
+    schedule: schedules.Schedule, t: Array, sigma_data: Real[ArrayLike, ""]
+) -> _Node:
     signal = (sigma_data * schedule.alpha(t)).astype(t.dtype)
     sigma = schedule.sigma(t).astype(t.dtype)
     rho = jnp.hypot(signal, sigma)
@@ -238,7 +241,7 @@ def _at(schedule: schedules.Schedule, t: Array, sigma_data: float) -> _Node:
 
 
 def _steps(
-    schedule: schedules.Schedule, nodes: _Node, sigma_data: float
+    schedule: schedules.Schedule, nodes: _Node, sigma_data: Real[ArrayLike, ""]
 ) -> tuple[Array, _Node]:
     """For S = N - 1 steps their widths `[S]` and the nodes of their stages `[S, 4]`."""
     first, last = (jax.tree.map(lambda a, s=s: a[s], nodes) for s in (_FIRST, _LAST))
@@ -255,7 +258,7 @@ _FIRST, _LAST = slice(None, -1), slice(1, None)
 
 
 def _velocity(
-    name: str, denoise: Denoise, sigma_data: float, y: Array, node: _Node
+    name: str, denoise: Denoise, sigma_data: Real[ArrayLike, ""], y: Array, node: _Node
 ) -> Array:
     """The flow, (cos(phi) y - x0 / sigma_data) / sin(phi); 0 at phi = 0."""
     x0 = denoise(node.rho * y, node.t)
@@ -268,7 +271,7 @@ def _velocity(
 def _traced(
     name: str,
     denoise: Denoise,
-    sigma_data: float,
+    sigma_data: Real[ArrayLike, ""],
     x: Array,
     keys: Keys,
     num_probes: int,
@@ -310,7 +313,7 @@ def _ends(
     name: str,
     schedule: schedules.Schedule,
     nodes: _Node,
-    sigma_data: float,
+    sigma_data: Real[ArrayLike, ""],
     traced: tuple[_Field, Array],
     y: Array,
 ) -> tuple[Any, Any]:

@@ -136,7 +136,9 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
 def _unit(loaded: session.Loaded, loss: str) -> str:
     """Of the loss under this name, or of the only player."""
     units = {f"loss/{player.name}": player.unit for player in loaded.model.players}
-    return units.get(loss, *units.values()) if len(units) == 1 else units.get(loss, "nats")
+    return (
+        units.get(loss, *units.values()) if len(units) == 1 else units.get(loss, "nats")
+    )
 
 
 def _losses(records: list[Record]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxgen.models import vae
+from jaxgen.models import diffusion, vae
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -41,6 +41,13 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "diffusion": Family(
+        "denoising diffusion: noise undone in many steps by one network told its level",
+        diffusion.DiffusionConfig,
+        diffusion.resolve,
+        diffusion.make_diffusion,
+        MappingProxyType({"optimizer": "muon", "ema_widths": (0.05, 0.1)}),
+    ),
     "vae": Family(
         "variational autoencoder: compressive latent, trained by a lower bound",
         vae.VAEConfig,
@@ -58,6 +65,7 @@ __all__ = [
     "LogLikelihood",
     "Model",
     "Player",
+    "diffusion",
     "example_keys",
     "indexed_keys",
     "normal_prior",

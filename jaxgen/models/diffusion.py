@@ -1,0 +1,234 @@
+"""Denoising diffusion: the latent is strongly noised data, undone in many steps.
+
+One network F, told the noise level, is a denoiser D of x_t = alpha x_0 + sigma eps for
+every pair (alpha, sigma): it sees x_t at unit variance and log(sigma / alpha). So every
+noise schedule, training target, sampler and likelihood is a view of it, and a model
+trained along one schedule can be sampled along another. Inside, x_0 is in [-1, 1] minus
+its mean; `params["sigma_data"]` is its standard deviation, of the data.
+
+References:
+    Ho et al. 2020, arXiv:2006.11239. Karras et al. 2022 (EDM), arXiv:2206.00364. Kingma
+    et al. 2021 (bound), arXiv:2107.00630. Song et al. 2021 (ODE), arXiv:2011.13456.
+    Geng et al. 2025 (MeanFlow), arXiv:2505.13447.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen import probability_flow, schedules
+from jaxgen.losses import diffusion as losses
+from jaxgen.losses import meanflow
+from jaxgen.models import diffusion_denoiser as net
+from jaxgen.models import diffusion_sampling as sampling
+from jaxgen.models.base import (
+    Aux,
+    Batch,
+    Curve,
+    LogLikelihood,
+    Model,
+    Player,
+    example_keys,
+    normal_prior,
+)
+from jaxgen.models.diffusion_config import (
+    DiffusionConfig,
+    Sampling,
+    resolve,
+)
+
+__all__ = [
+    "DiffusionConfig",
+    "Sampling",
+    "make_diffusion",
+    "resolve",
+]
+
+
+def make_diffusion(config: DiffusionConfig) -> Model:
+    """Binds a resolved config to the contract of `jaxgen.models.base.Model`."""
+    if config.shape is None:
+        raise ValueError("diffusion: config.shape is None: call resolve(config, ...)")
+    objective = (
+        _mean_flow_objective(config)
+        if config.one_step
+        else _denoising_objective(config)
+    )
+
+    def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
+        chain = sampling.sampled(config, params["denoiser"], z, keys, condition)
+        return net.to_image(params["denoiser"], chain.x)
+
+    def encode(params: Any, x: Array, keys: Array, condition: Any = None) -> Array:
+        """The latent that the probability flow takes to x: no noise is drawn."""
+        params = params["denoiser"]
+        del keys
+        schedule, times = sampling.path(config)
+        latent = probability_flow.encode(
+            net.denoiser(config, params, condition, schedule=schedule),
+            net.from_image(params, x),
+            schedule=schedule,
+            times=times[::-1],
+            sigma_data=params["sigma_data"],
+        )
+        return latent / net.latent_scale(params, schedule)
+
+    return Model(
+        init=lambda key, batch: ({"denoiser": net.init(config, key, batch)}, ()),
+        players=(Player("denoiser", objective, unit="weighted squared error"),),
+        prior=normal_prior(config.shape),
+        generate=generate,
+        encode=encode,
+        log_likelihood=lambda params, x, keys, condition=None, *, num_samples: (
+            _likelihood(config, params["denoiser"], x, keys, condition, num_samples)
+        ),
+        density="continuous",
+        views=(
+            ("data noised, from sigma / alpha = 0.01 to 10", sampling.noising()),
+            (
+                "the estimate of x_0 along the chain, from noise to data",
+                sampling.film(config),
+            ),
+        ),
+        curves=(
+            Curve(
+                "error of the estimate of x_0 by noise level, on test images",
+                "sigma / alpha",
+                "root mean square, of sigma_data",
+                sampling.error_by_level(config),
+            ),
+        ),
+    )
+
+
+def _denoising_objective(config: DiffusionConfig) -> Any:
+    schedule = schedules.SCHEDULES[config.noise_schedule]()
+    losses.check_target(schedule, str(config.target))
+
+    def objective(
+        params: Any, extra: Any, batch: Batch, key: Array, progress: Array
+    ) -> tuple[Array, Aux]:
+        del extra, progress
+        params = params["denoiser"]
+        keys, index = example_keys(key, batch), _index(batch)
+        level_key, _ = jax.random.split(key)
+        t = _training_times(config, schedule, level_key, index)
+        noise_keys, drop_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x0 = net.from_image(params, batch["x"])
+        eps = net.noise(noise_keys, x0.shape[1:])
+        x_t = losses.noised(x0, eps, schedule.alpha(t), schedule.sigma(t))
+        denoise = net.denoiser(
+            config, params, _dropped(config, batch, drop_keys), schedule=schedule
+        )
+        return _loss(config, params, x0, denoise(x_t, t), schedule.log_snr(t)), Aux({})
+
+    return objective
+
+
+def _mean_flow_objective(config: DiffusionConfig) -> Any:
+    def objective(
+        params: Any, extra: Any, batch: Batch, key: Array, progress: Array
+    ) -> tuple[Array, Aux]:
+        del extra, progress
+        params = params["denoiser"]
+        keys, index = example_keys(key, batch), _index(batch)
+        level_key, _ = jax.random.split(key)
+        noise_keys, drop_keys, time_keys = jax.vmap(
+            lambda key: jax.random.split(key, 3), out_axes=1
+        )(keys)
+        t, r = meanflow.mean_flow_times(
+            losses.stratified_levels(level_key, index),
+            losses.uniform_levels(time_keys),
+            config.equal_share,
+        )
+        x0 = net.from_image(params, batch["x"])
+        velocity = net.average_velocity(
+            config, params, _dropped(config, batch, drop_keys)
+        )
+        eps = net.noise(noise_keys, x0.shape[1:])
+        return meanflow.mean_flow_loss(velocity, x0, eps, t, r), Aux({})
+
+    return objective
+
+
+def _training_times(
+    config: DiffusionConfig, schedule: schedules.Schedule, key: Array, index: Array
+) -> Array:
+    """The time of each example's noise, `[B]`, evenly spread over a batch."""
+    u = losses.stratified_levels(key, index)
+    if config.noise_levels == "log_normal":
+        sigma = losses.log_normal_sigma(u, mean=config.noise_mean, std=config.noise_std)
+        t = schedule.inverse(-2 * jnp.log(sigma))
+        return jnp.clip(
+            t,
+            0.0 if sampling.starts_above_zero(config.noise_schedule) else net.EARLIEST,
+            1,
+        )
+    if config.noise_levels == "logit_normal":
+        u = losses.logit_normal_time(u, mean=config.noise_mean, std=config.noise_std)
+    return net.EARLIEST + (1 - net.EARLIEST) * u
+
+
+def _loss(
+    config: DiffusionConfig, params: Any, x0: Array, estimate: Array, log_snr: Array
+) -> Array:
+    return losses.denoising_loss(
+        x0,
+        estimate,
+        log_snr,
+        weighting=str(config.weighting),
+        target=str(config.target),
+        sigma_data=jax.lax.stop_gradient(params["sigma_data"]),
+    )
+
+
+def _dropped(config: DiffusionConfig, batch: Batch, keys: Array) -> Array | None:
+    """The classes of a batch, some of them replaced by "none"."""
+    if config.num_classes is None:
+        return None
+    kept = jax.vmap(jax.random.uniform)(keys) >= config.label_dropout
+    return jnp.where(kept, batch["label"].astype(jnp.int32), config.num_classes)
+
+
+def _likelihood(
+    config: DiffusionConfig,
+    params: Any,
+    x: Array,
+    keys: Array,
+    condition: Any,
+    num_samples: int,
+) -> LogLikelihood:
+    """By the bound or the ODE, along EDM's schedule, of images in [0, 1]."""
+    schedule = schedules.EDM()
+    denoise = net.denoiser(config, params, condition, schedule=schedule)
+    x0 = net.from_image(params, x)
+    volume = math.prod(x.shape[1:]) * math.log(2.0)  # from [-1, 1] to [0, 1]
+    if config.sampling.likelihood == "vlb":
+        bound = losses.variational_bound(
+            denoise, x0, keys, schedule=schedule, num_samples=num_samples
+        )
+        return LogLikelihood(
+            nats=volume - bound.total, kind="bound", standard_error=bound.standard_error
+        )
+    flow = probability_flow.log_likelihood(
+        denoise,
+        x0,
+        keys,
+        schedule=schedule,
+        times=schedules.uniform_times(config.sampling.ode_steps + 1, end=0.0)[::-1],
+        num_probes=num_samples,
+        sigma_data=params["sigma_data"],
+    )
+    return LogLikelihood(
+        nats=volume + flow.nats,
+        kind="estimate",
+        standard_error=flow.probe_error,
+        step_error=flow.step_error,
+    )
+
+
+def _index(batch: Batch) -> Array:
+    return batch.get("index", jnp.arange(batch["x"].shape[0], dtype=jnp.int32))

@@ -1,0 +1,183 @@
+"""Options of the diffusion family, and how those left open follow from the data."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxgen._checks import UserError, check_finite_options
+
+Schedule = Literal["edm", "rectified_flow", "cosine", "ddpm", "ve"]
+NUM_STEPS = {"ddpm": 1000, "ddim": 50, "euler": 50, "heun": 18, "stochastic": 64}
+NUM_STEPS |= {"dpmpp_2m": 20, "mean_flow": 1}
+SMALLEST = 8  # pixels a side
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a trained model is sampled and judged; may be chosen anew at any time."""
+
+    sampler: (
+        Literal["dpmpp_2m", "heun", "euler", "ddim", "ddpm", "stochastic", "mean_flow"]
+        | None
+    ) = None
+    """From noise to data; by default dpmpp_2m, and mean_flow after --one-step."""
+    num_steps: int | None = None
+    """Steps of the sampler (heun and stochastic take two evaluations a step); by default
+    1000 for ddpm, 50 for ddim and euler, 18 for heun, 64 for stochastic, 20 for dpmpp_2m, 1
+    for mean_flow."""
+    path: Schedule | None = None
+    """The noise schedule along which it samples; by default the one of training."""
+    eta: float = 0.0
+    """Share of fresh noise in ddim: 0 is deterministic, 1 is ddpm."""
+    churn: float = 20.0
+    """Noise that the stochastic sampler adds and takes away again (S_churn of EDM)."""
+    guidance: float = 1.0
+    """Classifier-free guidance w: u + w (c - u); 0 ignores the class, 1 is the model."""
+    label: int | None = None
+    """The class of the samples; by default each sample draws its own."""
+    likelihood: Literal["vlb", "ode"] = "vlb"
+    """Log-likelihood by the variational bound, or by the probability-flow ODE."""
+    ode_steps: int = 32
+    """Runge-Kutta steps of the ODE, four network evaluations each."""
+
+    def __post_init__(self):
+        check_finite_options(self)
+        for name in ("num_steps", "ode_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} must be at least 1, got {value}")
+        if self.ode_steps % 2:
+            raise UserError(
+                f"--ode-steps must be even, for its error estimate, got {self.ode_steps}"
+            )
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"--eta must be in [0, 1], got {self.eta}")
+        if self.churn < 0 or self.guidance < 0:
+            raise UserError("--churn and --guidance must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Options of the diffusion family; None leaves the choice to the data."""
+
+    net: Literal["unet", "transformer"] = "unet"
+    """Convolutions at several resolutions, or attention between patches."""
+    widths: tuple[int, ...] | None = None
+    """Channels of the U-Net's levels, the image being halved between them."""
+    blocks: int = 2
+    """Residual blocks of the U-Net a level, down and up."""
+    attention_side: int = 8
+    """Levels of the U-Net at most this high have attention."""
+    width: int = 256
+    """Channels of the transformer."""
+    depth: int = 8
+    """Layers of the transformer."""
+    patch: int | None = None
+    """Side of the squares of pixels that become one position; by default 1 up to 16
+    pixels, 2 above (transformer: 2 and 4)."""
+    noise_schedule: Schedule = "edm"
+    """alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps."""
+    target: Literal["edm", "x0", "eps", "v", "velocity"] = "edm"
+    """What the network's output stands for."""
+    weighting: Literal["edm", "simple", "min_snr", "sigmoid", "vlb"] = "edm"
+    """Weight of the squared error at each noise level."""
+    noise_levels: Literal["log_normal", "uniform", "logit_normal"] = "log_normal"
+    """Levels met in training: sigma / alpha log-normal, or t uniform or logit-normal."""
+    noise_mean: float = -1.2
+    """Mean of log(sigma / alpha), or of the logit of t."""
+    noise_std: float = 1.2
+    """Standard deviation of the same."""
+    conditional: bool = False
+    """Tell the network the class, where the data have labels."""
+    label_dropout: float = 0.1
+    """Share of the examples whose class is not told, for guidance."""
+    one_step: bool = False
+    """Train the average velocity (improved MeanFlow), to sample in one step; best with
+    --init-from the run folder of a trained model."""
+    equal_share: float = 0.5
+    """Share of the examples whose interval is empty, in --one-step."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Precision inside the network; parameters, losses and optimizer are float32."""
+    remat: bool = False
+    """Save memory: compute each block of the network again for its gradient."""
+    sampling: Sampling = Sampling()
+    num_classes: Annotated[int | None, tyro.conf.Suppress] = None
+    shape: Annotated[tuple[int, int, int] | None, tyro.conf.Suppress] = None
+
+    def __post_init__(self):
+        check_finite_options(self)
+        widths = (self.width,) if self.widths is None else self.widths
+        if not widths or min(widths) < 4:
+            raise UserError(f"--widths must be at least 4 each, got {widths}")
+        for name in ("blocks", "depth", "patch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, got {value}")
+        if self.noise_std <= 0:
+            raise UserError(f"--noise-std must be positive, got {self.noise_std}")
+        for name in ("label_dropout", "equal_share"):
+            value, flag = getattr(self, name), name.replace("_", "-")
+            if not 0 <= value <= 1:
+                raise UserError(f"--{flag} is a share in [0, 1], got {value}")
+        guided = self.sampling.guidance != 1 or self.sampling.label is not None
+        if guided and not self.conditional:
+            raise UserError(
+                "--guidance and --label are for a model that was trained with classes: "
+                "--conditional"
+            )
+        if self.sampling.sampler == "mean_flow" and not self.one_step:
+            raise UserError("--sampler mean_flow needs a model trained with --one-step")
+
+
+def resolve(
+    config: DiffusionConfig,
+    shape: tuple[int, int, int],
+    transform: str | None,
+    num_classes: int | None = None,
+) -> tuple[DiffusionConfig, str]:
+    """Fills what was left to the data, and refuses what does not fit together."""
+    if min(shape[:2]) < SMALLEST:
+        raise UserError(
+            f"images of {shape[0]}x{shape[1]} pixels: diffusion takes {SMALLEST}x{SMALLEST} "
+            "and more (--image-size)"
+        )
+    transform = "dequantise" if transform is None else transform
+    if transform != "dequantise":
+        raise UserError(
+            "diffusion models a density of continuous data: --transform dequantise, not "
+            f"{transform}"
+        )
+    side = max(shape[:2])
+    widths = (32, 64) if side <= 16 else (64, 128) if side <= 40 else (64, 128, 256)
+    small = 1 if side <= 16 else 2
+    patch = config.patch or (small if config.net == "unet" else 2 * small)
+    if config.net == "transformer":
+        _check_divides(shape, patch)
+    if config.conditional and not num_classes:
+        raise UserError("--conditional needs data with labels; these have none")
+    label = config.sampling.label
+    if label is not None and not 0 <= label < (num_classes or 0):
+        raise UserError(
+            f"--label must be in 0 .. {(num_classes or 0) - 1}, got {label}"
+        )
+    resolved = dataclasses.replace(
+        config,
+        widths=config.widths or widths,
+        patch=patch,
+        num_classes=num_classes if config.conditional else None,
+        shape=shape,
+    )
+    return resolved, transform
+
+
+def _check_divides(shape: tuple[int, int, int], patch: int) -> None:
+    """Raises UserError unless the patch divides the image, naming what fits."""
+    for side in shape[:2]:
+        if side % patch:
+            low = side // patch * patch
+            raise UserError(
+                f"--patch {patch} does not divide {shape[0]}x{shape[1]} pixels: sides of "
+                f"{low} or {low + patch} would fit (--image-size), or another --patch"
+            )

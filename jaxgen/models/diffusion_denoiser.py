@@ -1,0 +1,135 @@
+"""One network as a denoiser at every noise level, and the space it works in.
+
+Inside, x_0 is in [-1, 1] minus its mean. The parameters of a model are `{"net", "mean",
+"sigma_data"}`, the last two of the data and never trained.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen import schedules
+from jaxgen.losses import diffusion as losses
+from jaxgen.models.base import Batch
+from jaxgen.models.diffusion_config import DiffusionConfig
+from jaxgen.nets import coders
+from jaxgen.nets.transformer import Transformer
+from jaxgen.nets.unet import UNet
+
+EARLIEST = 1e-3  # time of the least noise that training along t meets
+MAX_LOG_SNR = 20.0  # what the network is told of alpha = 0 or sigma = 0
+
+Denoise = Callable[[Array, Array], Array]
+
+
+def denoiser(
+    config: DiffusionConfig,
+    params: Any,
+    label: Array | None = None,
+    *,
+    schedule: schedules.Schedule,
+    interval: Array | None = None,
+) -> Denoise:
+    """The network as an estimate of x_0, `(x_t [B, H, W, C], t [] or [B]) -> [B, H, W, C]`.
+
+    Args:
+        config: Resolved options.
+        params: `{"net", "mean", "sigma_data"}`.
+        label: Classes `[B]`, `config.num_classes` for none; None is none for all.
+        schedule: Whose times t are.
+        interval: Of a MeanFlow network, `[B]`; None is the empty one.
+    """
+    sigma_data = jax.lax.stop_gradient(params["sigma_data"])
+
+    def denoise(x: Array, t: Array) -> Array:
+        t = jnp.broadcast_to(t, x.shape[:1])
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        scale = losses.edm_input_scale(alpha, sigma, sigma_data=sigma_data)
+        log_snr = jnp.clip(schedule.log_snr(t), -MAX_LOG_SNR, MAX_LOG_SNR)
+        outputs = coders.applied(
+            _network(config),
+            params["net"],
+            scale[:, None, None, None] * x,
+            -log_snr / 8,
+            label,
+            interval,
+            compute=config.compute,
+        )
+        return losses.to_x0(
+            outputs, x, alpha, sigma, target=str(config.target), sigma_data=sigma_data
+        )
+
+    return denoise
+
+
+def average_velocity(
+    config: DiffusionConfig, params: Any, label: Array | None = None
+) -> Callable[[Array, Array, Array], Array]:
+    """The network as u(x_t, t, r), `[B]` times 1 >= t >= r >= 0, along rectified flow.
+
+    It is (x_t - D) / t with the interval t - r told to D: at t = r the velocity.
+    """
+    schedule = schedules.RectifiedFlow()
+
+    def velocity(x: Array, t: Array, r: Array) -> Array:
+        t, r = (jnp.broadcast_to(time, x.shape[:1]) for time in (t, r))
+        denoise = denoiser(config, params, label, schedule=schedule, interval=t - r)
+        t = jnp.maximum(t, EARLIEST)
+        return (x - denoise(x, t)) / t[:, None, None, None]
+
+    return velocity
+
+
+def init(config: DiffusionConfig, key: Array, batch: Batch) -> Any:
+    """Parameters; mean and standard deviation of the data are kept, never trained."""
+    x = 2 * batch["x"] - 1
+    mean = jnp.mean(x, axis=(0, 1, 2))
+    told = jnp.zeros(1)
+    variables = _network(config).init(key, x[:1], told)
+    sigma_data = jnp.maximum(jnp.std(x - mean[None, None, None]), 1e-3)
+    return {"net": variables["params"], "mean": mean, "sigma_data": sigma_data}
+
+
+def from_image(params: Any, x: Array) -> Array:
+    """From [0, 1] to where x_0 has mean 0."""
+    mean = jax.lax.stop_gradient(params["mean"])
+    return 2 * x - 1 - jnp.broadcast_to(mean, x.shape)
+
+
+def to_image(params: Any, x0: Array) -> Array:
+    """The inverse of `from_image`, what lies outside [0, 1] cut off."""
+    mean = jnp.broadcast_to(params["mean"], x0.shape)
+    return jnp.clip((x0 + mean + 1) / 2, 0.0, 1.0)
+
+
+def latent_scale(params: Any, schedule: schedules.Schedule) -> Array:
+    """Standard deviation of x_t at t = 1, where the latent is N(0, I) times it."""
+    one = jnp.ones(())
+    return jnp.hypot(schedule.alpha(one) * params["sigma_data"], schedule.sigma(one))
+
+
+def noise(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise of `shape` for every key, `[B, *shape]`."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def _network(config: DiffusionConfig) -> Any:
+    told = {"num_classes": config.num_classes or 0, "has_interval": config.one_step}
+    shared = {**told, "remat": config.remat, "jvp": config.one_step}
+    if config.net == "transformer":
+        return Transformer(
+            width=config.width,
+            depth=config.depth,
+            patch=int(config.patch or 1),
+            **shared,
+        )
+    return UNet(
+        widths=config.widths or (),
+        num_blocks=config.blocks,
+        patch=int(config.patch or 1),
+        attention_side=config.attention_side,
+        **shared,
+    )

@@ -1,0 +1,152 @@
+"""A trained denoiser at work: samplers, guidance, and the pictures of a report."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen import samplers, schedules
+from jaxgen.losses import meanflow
+from jaxgen.models import diffusion_denoiser as net
+from jaxgen.models.base import indexed_keys
+from jaxgen.models.diffusion_config import NUM_STEPS, DiffusionConfig
+
+
+def sampled(
+    config: DiffusionConfig,
+    params: Any,
+    z: Array,
+    keys: Array,
+    condition: Any,
+    *,
+    keep: bool = False,
+) -> samplers.Chain:
+    """The chain from the latent z `[B, H, W, C]` of N(0, I) to data."""
+    sampling, (name, num_steps) = config.sampling, _sampler(config)
+    label_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    label = labels(config, condition, label_keys)
+    if name == "mean_flow":
+        velocity = net.average_velocity(config, params, label)
+        times = jnp.linspace(1.0, 0.0, num_steps + 1)
+        return samplers.Chain(meanflow.mean_flow_sample(velocity, z, times=times), None)
+    schedule, times = path(config)
+    knobs = {"ddim": {"eta": sampling.eta}, "stochastic": {"churn": sampling.churn}}
+    return samplers.SAMPLERS[name](
+        _guided(config, params, label, schedule),
+        z * net.latent_scale(params, schedule),
+        keys,
+        schedule=schedule,
+        times=times,
+        keep=keep,
+        **knobs.get(name, {}),
+    )
+
+
+def _guided(
+    config: DiffusionConfig,
+    params: Any,
+    label: Array | None,
+    schedule: schedules.Schedule,
+) -> net.Denoise:
+    """The denoiser of the class, guided away from that of no class."""
+    told = net.denoiser(config, params, label, schedule=schedule)
+    if label is None or config.sampling.guidance == 1:
+        return told
+    untold = net.denoiser(config, params, schedule=schedule)
+    return samplers.guided(told, untold, guidance=config.sampling.guidance)
+
+
+def labels(config: DiffusionConfig, condition: Any, keys: Array) -> Array | None:
+    """The classes of samples: as given, or each sample's own draw."""
+    if config.num_classes is None:
+        return None
+    if config.sampling.label is not None:
+        return jnp.full(keys.shape, config.sampling.label)
+    if condition is not None:
+        return condition
+    num_classes = config.num_classes
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
+
+
+def _sampler(config: DiffusionConfig) -> tuple[str, int]:
+    default = "mean_flow" if config.one_step else "dpmpp_2m"
+    name = config.sampling.sampler or default
+    return name, config.sampling.num_steps or NUM_STEPS[name]
+
+
+def path(config: DiffusionConfig) -> tuple[schedules.Schedule, Array]:
+    """The schedule of sampling, and its times from noise to data."""
+    name, num = config.sampling.path or config.noise_schedule, _sampler(config)[1]
+    # Where nothing is noise at t = 0, the last step is from 1 / N to data.
+    end = 0.0 if starts_above_zero(name) else 1.0 / num
+    times = schedules.uniform_times(num, end=end) if num > 1 else jnp.ones(1)
+    return schedules.SCHEDULES[name](), times
+
+
+def starts_above_zero(schedule: str) -> bool:
+    """Whether a schedule has noise at t = 0, so that a grid of times may end there."""
+    return schedule in ("edm", "ve")
+
+
+def noising(rows: int = 4, columns: int = 12) -> Any:
+    """A view: data under more and more noise, shrunk to the data's variance."""
+
+    def view(params: Any, x: Array) -> Array:
+        params = params["denoiser"]
+        x0 = net.from_image(params, x[:rows])
+        sigma_data, eps = params["sigma_data"], _fixed_noise(x0.shape)
+        levels = jnp.concatenate([jnp.zeros(1), jnp.geomspace(0.01, 10.0, columns - 1)])
+        strips = [
+            (x0 + sigma * eps) * sigma_data / jnp.hypot(sigma_data, sigma)
+            for sigma in levels
+        ]
+        return net.to_image(params, jnp.stack(strips, axis=1))
+
+    return view
+
+
+def film(config: DiffusionConfig, rows: int = 6, columns: int = 12) -> Any:
+    """A view: estimates of x_0 along the chains of some samples."""
+    if (
+        _sampler(config)[0] == "mean_flow"
+    ):  # it has no chain: another sampler of the same
+        sampling = dataclasses.replace(config.sampling, sampler="heun", num_steps=None)
+        config = dataclasses.replace(config, sampling=sampling)
+
+    def view(params: Any, x: Array) -> Array:
+        keys = indexed_keys(jax.random.key(1), jnp.arange(rows))
+        z = _fixed_noise((rows, *x.shape[1:]))
+        chain = sampled(config, params["denoiser"], z, keys, None, keep=True)
+        estimates = jnp.asarray(chain.x0)
+        steps = jnp.linspace(0, len(estimates) - 1, columns).round().astype(jnp.int32)
+        return net.to_image(params["denoiser"], estimates[steps].swapaxes(0, 1))
+
+    return view
+
+
+def error_by_level(config: DiffusionConfig, num: int = 24) -> Any:
+    """A curve: how far the estimate of x_0 is off, beside the best linear one."""
+
+    def lines(params: Any, x: Array) -> tuple[Array, dict[str, Array]]:
+        params, schedule = params["denoiser"], schedules.EDM()
+        x0 = net.from_image(params, x)
+        eps, sigma_data = _fixed_noise(x0.shape), params["sigma_data"]
+        denoise = net.denoiser(config, params, schedule=schedule)
+
+        def error(sigma: Array) -> Array:
+            t = schedule.inverse(-2 * jnp.log(sigma))
+            squared = jnp.square(x0 - denoise(x0 + sigma * eps, t))
+            return jnp.sqrt(jnp.mean(squared)) / sigma_data
+
+        sigma = jnp.geomspace(0.005, 50.0, num)
+        gaussian = sigma / jnp.hypot(sigma, sigma_data)
+        return sigma, {"network": jax.lax.map(error, sigma), "best linear": gaussian}
+
+    return lines
+
+
+def _fixed_noise(shape: tuple[int, ...]) -> Array:
+    """Noise of the report's figures: the same for every run."""
+    return net.noise(indexed_keys(jax.random.key(0), jnp.arange(shape[0])), shape[1:])

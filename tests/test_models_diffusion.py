@@ -1,0 +1,217 @@
+"""The diffusion family: what it is before training, what it learns, its options."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import schedules
+from jaxgen._checks import UserError
+from jaxgen.models import diffusion
+from jaxgen.models import diffusion_denoiser as net
+from jaxgen.models.base import indexed_keys
+from jaxgen.train import update
+
+SHAPE = (8, 8, 1)
+
+
+def resolved(shape=SHAPE, num_classes=None, sampling=None, **options):
+    sampling = diffusion.Sampling(**(sampling or {}))
+    options = {"widths": (8,), "blocks": 1, **options}
+    config = diffusion.DiffusionConfig(sampling=sampling, **options)
+    return diffusion.resolve(config, shape, None, num_classes)[0]
+
+
+def images(num, shape=SHAPE, seed=0):
+    return jax.random.uniform(jax.random.key(seed), (num, *shape))
+
+
+def made(x, **options):
+    config = resolved(x.shape[1:], **options)
+    model = diffusion.make_diffusion(config)
+    params, _ = jax.jit(model.init)(jax.random.key(0), {"x": x})
+    return config, model, params
+
+
+def keys(num, seed=5):
+    return indexed_keys(jax.random.key(seed), jnp.arange(num))
+
+
+def test_sigma_data_and_mean_are_those_of_the_data():
+    x = images(16, (8, 8, 2))
+    _, _, params = made(x)
+    centred = np.asarray(2 * x - 1) - np.asarray(2 * x - 1).mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(
+        params["denoiser"]["sigma_data"], centred.std(), rtol=1e-5
+    )
+    shifted = net.from_image(params["denoiser"], x)
+    np.testing.assert_allclose(shifted, centred, atol=1e-6)
+    np.testing.assert_allclose(net.to_image(params["denoiser"], shifted), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_before_training_it_is_the_best_linear_denoiser(schedule):
+    """F = 0 makes D the posterior mean of N(0, sigma_data^2) on every schedule."""
+    x = images(4)
+    config, _, params = made(x)
+    params = params["denoiser"]
+    noise_schedule = schedules.SCHEDULES[schedule]()
+    denoise = net.denoiser(config, params, schedule=noise_schedule)
+    for t in (0.1, 0.5, 1.0):
+        alpha, sigma = noise_schedule.alpha(t), noise_schedule.sigma(t)
+        variance = params["sigma_data"] ** 2
+        expected = alpha * variance / (alpha**2 * variance + sigma**2) * x
+        np.testing.assert_allclose(denoise(x, t), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["ode", "vlb"])
+def test_likelihood_before_training_is_the_gaussians(likelihood):
+    x = images(6)
+    options = {"likelihood": likelihood, "ode_steps": 32}
+    _, model, params = made(x, sampling=options)
+    sigma_data = float(params["denoiser"]["sigma_data"])
+    y = np.asarray(net.from_image(params["denoiser"], x), np.float64)
+    # sigma_min is what is left of the noise: the density is that of data with it.
+    variance = sigma_data**2 + (0.002**2 if likelihood == "ode" else 0.0)
+    squares = np.sum(y**2, axis=(1, 2, 3)) / variance
+    exact = -0.5 * squares - 0.5 * y[0].size * math.log(2 * math.pi * variance)
+    exact += y[0].size * math.log(2.0)
+    result = model.log_likelihood(params, x, keys(6), num_samples=256)
+    if likelihood == "ode":
+        np.testing.assert_allclose(result.nats, exact, atol=0.02)
+        assert np.all(np.abs(result.step_error) < 0.02)
+    else:
+        assert result.kind == "bound"
+        below = np.mean(exact - np.asarray(result.nats))
+        spread = float(np.sqrt(np.sum(np.square(result.standard_error)))) / len(x)
+        assert -4 * spread < below < 4 * spread + 0.05 * exact.std() + 0.5
+
+
+@pytest.mark.parametrize(
+    "sampler", ["dpmpp_2m", "heun", "euler", "ddim", "ddpm", "stochastic"]
+)
+def test_samples_before_training_are_the_gaussian(sampler):
+    x = images(64, seed=3) * 0.2 + 0.4  # so narrow that nothing is cut off at 0 and 1
+    sampling = {"sampler": sampler, "num_steps": 40}
+    _, model, params = made(x, sampling=sampling)
+    z = model.prior(keys(64))
+    samples = jax.jit(model.generate)(params, z, keys(64, 6))
+    y = net.from_image(params["denoiser"], samples)
+    sigma_data = float(params["denoiser"]["sigma_data"])
+    np.testing.assert_allclose(np.std(y) / sigma_data, 1.0, atol=0.04)
+    alone = jax.jit(model.generate)(params, z[3:5], keys(64, 6)[3:5])
+    np.testing.assert_allclose(samples[3:5], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["edm", "rectified_flow", "cosine"])
+def test_generate_leads_back_from_what_encode_gives(schedule):
+    x = images(4, seed=4) * 0.2 + 0.4
+    sampling = {"sampler": "heun", "num_steps": 60}
+    _, model, params = made(x, noise_schedule=schedule, sampling=sampling)
+    z = jax.jit(model.encode)(params, x, keys(4))
+    np.testing.assert_allclose(
+        jax.jit(model.generate)(params, z, keys(4)), x, atol=5e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "noise_schedule": "rectified_flow",
+            "target": "velocity",
+            "noise_levels": "logit_normal",
+        },
+        {
+            "noise_schedule": "ddpm",
+            "target": "eps",
+            "weighting": "simple",
+            "noise_levels": "uniform",
+        },
+        {
+            "noise_schedule": "cosine",
+            "target": "v",
+            "weighting": "min_snr",
+            "noise_levels": "uniform",
+        },
+        {"noise_schedule": "ve", "target": "x0", "weighting": "sigmoid"},
+        {"weighting": "vlb"},
+        {"one_step": True},
+        {"net": "transformer", "width": 32, "depth": 2},
+        {"conditional": True},
+    ],
+    ids=str,
+)
+def test_training_lowers_the_loss_of_every_kind(options):
+    import optax
+
+    x = jnp.tile(images(1), (32, 1, 1, 1))
+    config, model, _ = made(x, num_classes=3, **options)
+    optimizers = {"denoiser": optax.adam(3e-3)}
+    batch = {"x": x, "label": jnp.arange(32) % 3}
+    state = update.init_state(model, optimizers, jax.random.key(1), batch)
+    advance = jax.jit(update.make_update(model, optimizers, num_steps=60))
+    losses = []
+    for _ in range(60):
+        state, metrics = advance(state, batch, jax.random.key(2))
+        losses.append(float(metrics["loss/denoiser"]))
+    assert np.all(np.isfinite(losses))
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+    kept = state.params["denoiser"]
+    np.testing.assert_array_equal(kept["mean"], made(x)[2]["denoiser"]["mean"])
+
+
+def test_labels_are_told_dropped_and_chosen():
+    x = images(8)
+    config, model, params = made(x, num_classes=3, conditional=True)
+    leaves, tree = jax.tree.flatten(params["denoiser"]["net"])
+    noise = [
+        leaf + 0.2 * jax.random.normal(jax.random.key(i), leaf.shape)
+        for i, leaf in enumerate(leaves)
+    ]
+    params["denoiser"]["net"] = tree.unflatten(noise)
+    z = model.prior(keys(8))
+
+    def drawn(condition=None, **sampling):
+        sampling = diffusion.Sampling(sampler="euler", num_steps=3, **sampling)
+        chosen = dataclasses.replace(config, sampling=sampling)
+        made = diffusion.make_diffusion(chosen)
+        return jax.jit(made.generate)(params, z, keys(8), condition)
+
+    np.testing.assert_allclose(
+        drawn(label=2), drawn(jnp.full(8, 2)), rtol=1e-5, atol=1e-5
+    )
+    assert np.any(np.abs(drawn(label=2) - drawn(label=1)) > 1e-3)
+    np.testing.assert_allclose(
+        drawn(label=2, guidance=0.0), drawn(jnp.full(8, 3)), rtol=1e-4, atol=1e-4
+    )
+    each = np.stack([drawn(label=k) for k in range(3)])
+    own = np.asarray(drawn())  # every sample is one of its classes, not all the same
+    chosen = np.abs(each - own[None]).max(axis=(2, 3, 4)).argmin(axis=0)
+    assert len(set(chosen.tolist())) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": {"num_steps": 0}}, "--num-steps must be at least 1"),
+        ({"sampling": {"eta": 1.5}}, r"--eta must be in \[0, 1\]"),
+        ({"sampling": {"guidance": 2.0}}, "--conditional"),
+        ({"sampling": {"label": 1}}, "--conditional"),
+        ({"sampling": {"sampler": "mean_flow"}}, "--one-step"),
+        ({"sampling": {"ode_steps": 3}}, "must be even"),
+        ({"conditional": True}, "labels"),
+        ({"shape": (4, 8, 1)}, "8x8"),
+        ({"net": "transformer", "patch": 3}, "sides of 6 or 9"),
+        ({"widths": ()}, "--widths"),
+        ({"label_dropout": 2.0}, "--label-dropout"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        resolved(**options)
