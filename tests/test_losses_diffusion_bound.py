@@ -1,5 +1,6 @@
 """The variational bound of data whose density and best denoiser are known."""
 
+import dataclasses
 import functools
 
 import jax
@@ -56,7 +57,7 @@ def ends(schedule):
 def check_equal(terms, nats):
     off = np.abs(terms.total - nats)
     assert np.all(off < 4 * terms.standard_error), off
-    assert np.all(terms.standard_error < 0.06)
+    assert np.all(terms.standard_error < 0.15)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -71,12 +72,14 @@ def test_bound_of_gaussian_data_is_its_density_on_every_schedule(name):
 
 
 def test_bound_of_learned_gamma_does_not_depend_on_the_curve_but_its_error_does():
-    steep = jax.tree.map(lambda leaf: leaf + 3.0, LEARNED)
+    steep = dataclasses.replace(
+        LEARNED, heights=LEARNED.heights + 3, centres=0.2 * LEARNED.centres
+    )
     in_time = {"uniform_in": "time"}
     terms = [bound(s, X, KEYS, **in_time) for s in (LEARNED, steep)]
     both = terms[0].standard_error + terms[1].standard_error
     assert np.all(np.abs(terms[0].total - terms[1].total) < 4 * both)
-    assert np.all(np.abs(terms[0].standard_error / terms[1].standard_error - 1) > 0.01)
+    assert np.all(np.abs(terms[0].standard_error / terms[1].standard_error - 1) > 0.05)
 
 
 def test_bound_in_discrete_time_is_its_sum_and_falls_with_the_number_of_steps():
@@ -155,14 +158,20 @@ def test_bound_of_discrete_data_is_above_its_entropy_and_tight():
         diffusion.variational_bound,
         denoise,
         schedule=schedule,
-        num_samples=4000,
+        num_samples=500,
         sigma_data=float(np.sqrt(PROBABILITIES @ LEVELS**2)),
         levels=LEVELS,
     )
-    terms = jax.jit(evaluate)(LEVELS[:, None], KEYS[:3])
+    copies = 512
+    x = np.repeat(LEVELS[:, None], copies, axis=0)
+    terms = jax.jit(evaluate)(x, jax.random.split(KEYS[0], len(x)))
+    totals, errors = (
+        np.asarray(field).reshape(3, copies).mean(1)
+        for field in (terms.total, terms.standard_error)
+    )
     entropy = -PROBABILITIES @ np.log(PROBABILITIES)
-    error = np.sqrt(PROBABILITIES**2 @ np.asarray(terms.standard_error) ** 2)
-    gap = PROBABILITIES @ np.asarray(terms.total) - entropy
+    error = np.sqrt(PROBABILITIES**2 @ errors**2 / copies)
+    gap = PROBABILITIES @ totals - entropy
     assert error < 0.01
     assert -4 * error < gap < 0.01 + 4 * error
 
