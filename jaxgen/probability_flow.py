@@ -246,7 +246,7 @@ def _steps(
     """For S = N - 1 steps their widths `[S]` and the nodes of their stages `[S, 4]`."""
     first, last = (jax.tree.map(lambda a, s=s: a[s], nodes) for s in (_FIRST, _LAST))
     angle = 0.5 * (first.angle + last.angle)
-    log_snr = -2 * (jnp.log(jnp.tan(angle)) + math.log(sigma_data))
+    log_snr = -2 * (jnp.log(jnp.tan(angle)) + jnp.log(sigma_data))
     t = schedule.inverse(log_snr).astype(angle.dtype)
     middle = _at(schedule, t, sigma_data)
     four = (first, middle, middle, last)

@@ -66,15 +66,14 @@ def make_diffusion(config: DiffusionConfig) -> Model:
         """The latent that the probability flow takes to x: no noise is drawn."""
         params = params["denoiser"]
         del keys
-        schedule, times = sampling.path(config)
-        latent = probability_flow.encode(
+        schedule, times = sampling.path_to_noise(config)
+        return probability_flow.encode(
             net.denoiser(config, params, condition, schedule=schedule),
             net.from_image(params, x),
             schedule=schedule,
-            times=times[::-1],
+            times=times,
             sigma_data=params["sigma_data"],
         )
-        return latent / net.latent_scale(params, schedule)
 
     return Model(
         init=lambda key, batch: ({"denoiser": net.init(config, key, batch)}, ()),

@@ -85,6 +85,13 @@ def path(config: DiffusionConfig) -> tuple[schedules.Schedule, Array]:
     return schedules.SCHEDULES[name](), times
 
 
+def path_to_noise(config: DiffusionConfig) -> tuple[schedules.Schedule, Array]:
+    """The same schedule, and as many steps from almost clean data to noise."""
+    name, num = config.sampling.path or config.noise_schedule, _sampler(config)[1]
+    end = 0.0 if starts_above_zero(name) else net.EARLIEST
+    return schedules.SCHEDULES[name](), schedules.uniform_times(num + 1, end=end)[::-1]
+
+
 def starts_above_zero(schedule: str) -> bool:
     """Whether a schedule has noise at t = 0, so that a grid of times may end there."""
     return schedule in ("edm", "ve")
