@@ -35,7 +35,7 @@ def plain_errors():
 
 def grid(schedule, num):
     """A grid that every schedule reaches."""
-    return schedules.karras_times(schedule, num, sigma_min=0.02, sigma_max=50)
+    return schedules.karras_times(schedule, num, sigma_min=0.02, sigma_max=50.0)
 
 
 def sample(name, denoise, x, keys=None, *, schedule, times, **knobs):

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -225,13 +227,12 @@ def stochastic(
         ratio = level.sigma / level.alpha
         wanted = (ratio >= churn_min) & (ratio <= churn_max) & (ratio < jnp.inf)
         t = schedule.inverse(level.log_snr - 2 * math.log(growth))
-        t = jnp.where(wanted, jnp.clip(t, level.t, 1), level.t).astype(x.dtype)
+        t = jnp.clip(t, level.t, 1).astype(x.dtype)
         raised = steps.level_at(schedule, level.index, t)
-        added = jnp.expm1(jnp.where(wanted, level.log_snr - raised.log_snr, 0))
-        std = noise_scale * jnp.sqrt(added) * jnp.where(wanted, ratio, 0)
-        scale = jnp.where(wanted, raised.alpha / level.alpha, 1)
-        noise = std * raised.alpha * steps.noise(keys, level, x)
-        return scale * x + noise, raised
+        added = jnp.expm1(level.log_snr - raised.log_snr)
+        std = noise_scale * raised.alpha * ratio * jnp.sqrt(added)
+        more = raised.alpha / level.alpha * x + std * steps.noise(keys, level, x)
+        return _where(wanted, (more, raised), (x, level))
 
     name, step, before = "stochastic", steps.heun, noised if churn > 0 else None
     return steps.run(
@@ -292,6 +293,10 @@ SAMPLERS: Mapping[str, Callable[..., Chain]] = MappingProxyType(
         "stochastic": stochastic,
     }
 )
+
+
+def _where(condition: Array, chosen: Any, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)
 
 
 def _given(name: str, keys: Keys) -> Array:
