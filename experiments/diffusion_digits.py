@@ -1,6 +1,6 @@
 """Diffusion on scikit-learn's digits: the default run, in minutes.
 
-    python experiments/diffusion_digits.py [--seed 1]
+python experiments/diffusion_digits.py [--seed 1]
 """
 
 from jaxgen.cli import experiment

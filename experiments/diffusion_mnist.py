@@ -1,7 +1,7 @@
 """Diffusion on MNIST: a small U-Net that a CPU trains in minutes.
 
-    python experiments/diffusion_mnist.py --data-dir DIR [--seed 1]
-    jaxgen evaluate RUN --num-images 1000 --judge 2000
+python experiments/diffusion_mnist.py --data-dir DIR [--seed 1]
+jaxgen evaluate RUN --num-images 1000 --judge 2000
 """
 
 from jaxgen.cli import experiment

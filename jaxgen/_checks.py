@@ -66,9 +66,10 @@ def check_times(function: str, times: Any, *, increasing: bool) -> None:
     check_axes(function, "[N]", times=times)
     if jnp.size(times) < 1:
         raise ValueError(f"{function}: times must be [N], N at least 1, got none.")
-    if not isinstance(times, jax.core.Tracer):
+    known = concrete(times)
+    if known is not None:
         order = 1 if increasing else -1
-        if not np.all(order * np.diff(times) > 0):
+        if not np.all(order * np.diff(known) > 0):
             word, ends = (
                 ("in", "data to noise") if increasing else ("de", "noise to data")
             )

@@ -21,7 +21,7 @@ from jaxgen import data
 from jaxgen._checks import RunError, UserError
 from jaxgen.bench import plan as planning
 from jaxgen.bench import throughput
-from jaxgen.evaluate import classifier, likelihood, report
+from jaxgen.evaluate import classifier, judgement
 from jaxgen.train import (
     assembly,
     checkpoint,
@@ -37,7 +37,6 @@ from jaxgen.train.console import say
 from jaxgen.train.keeping import Run
 
 RUNS = Path("runs")
-QUICK_SAMPLES = 16  # effort of the likelihood that ends a training run
 
 
 def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> int:
@@ -82,16 +81,17 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
             say(f"{name}: saved step {outcome.step:,}; the same command continues")
             return _end(folders, 128 + outcome.signal)
         for folder in folders:
-            if outcome.step_count == 0 and _is_judged(folder, outcome.step):
+            if outcome.step_count == 0 and judgement.is_judged(folder, outcome.step):
                 say(
                     f"{folder.path} has finished its {outcome.step:,} steps: --steps for "
                     "a longer run, another --seed or --out for a new one"
                 )
             else:
                 judged = session.load(folder.path)
-                result = _judge(judged, dataset)
+                num_images = min(judgement.QUICK_IMAGES, dataset.test.num_examples)
+                result = judgement.judge(judged, dataset, num_images=num_images)
                 if processes.is_first():
-                    _write_judgement(judged, dataset, result)
+                    judgement.write(judged, dataset, result)
     return _end(folders, 0)
 
 
@@ -252,21 +252,21 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     # First, since it may refuse the data.
     judge = classifier.make_classifier(dataset) if options.judge else None
     seed, num_images = options.seed, options.num_images
-    result = _judge(
+    result = judgement.judge(
         loaded, dataset, options.num_samples, num_images=num_images, seed=seed
     )
     if options.ema_width is not None:
         result["ema_width"] = options.ema_width
     if judge is not None:
         draw = functools.partial(assembly.Sampler(loaded.model), loaded.params, seed)
-        num, told = options.judge, _progress()
+        num, told = options.judge, judgement.progress()
         result |= classifier.judge(judge, draw, dataset.test, num, progress=told)
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:
         _print_table(result)
     sys.stdout.flush()
-    _write_judgement(loaded, dataset, result)  # last: the figures are already told
+    judgement.write(loaded, dataset, result)  # last: the figures are already told
     return 0
 
 
@@ -280,44 +280,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
     return f"{value:,.4f}" if isinstance(value, float) else str(value)
-
-
-def _judge(
-    loaded: session.Loaded,
-    dataset: data.Dataset,
-    num_samples: int = QUICK_SAMPLES,
-    **options: Any,
-) -> dict[str, Any]:
-    """Evaluates on the test split and tells the result in a line."""
-    if loaded.model.log_likelihood is None:
-        return {"step": loaded.step}
-    options |= {"num_samples": num_samples, "progress": _progress()}
-    result = likelihood.evaluate_likelihood(loaded, dataset.test, **options)
-    error = result["nll_nats_se"]
-    say(
-        f"test: {result['nll_nats']:.3f}{'' if error is None else f' +- {error:.3f}'} "
-        f"nats, {result['bits_per_dim']:.3f} bits/dim ({result['nll_nats_kind']}, "
-        f"{result['num_examples']:,} images, {num_samples} samples)"
-    )
-    return result
-
-
-def _write_judgement(
-    loaded: session.Loaded, dataset: data.Dataset, result: dict[str, Any]
-) -> None:
-    """Writes evaluation.json and, last, the report."""
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    rundir.write_text(loaded.run.evaluation, text)
-    report.write_report(loaded, dataset)
-
-
-def _is_judged(run: rundir.RunFolder, step: int) -> bool:
-    """Whether evaluation and report are there and of this step."""
-    try:
-        judged = json.loads(run.evaluation.read_text())["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return judged == step and run.report.is_file()
 
 
 def _check_seed(seed: int) -> None:
@@ -381,24 +343,6 @@ def _dry_run(bound: session.Session) -> None:
     sys.stdout.write(f"parameters: {session.num_parameters(state.params):,}\n")
     for name, shape in shapes.items():
         sys.stdout.write(f"{name:<56} {list(shape)}\n")
-
-
-def _progress() -> Any:
-    """A callback for long evaluations: a line every ten seconds at most."""
-    import time
-
-    last = began = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 10.0:
-            last = now
-            say(
-                f"evaluated {done:,}/{total:,}, {(now - began) / done * (total - done):.0f} s left"
-            )
-
-    return tell
 
 
 def _end(runs: Sequence[rundir.RunFolder], status: int) -> int:

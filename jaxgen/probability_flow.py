@@ -234,7 +234,7 @@ def _nodes(
 def _at(
     schedule: schedules.Schedule, t: Array, sigma_data: Real[ArrayLike, ""]
 ) -> _Node:
-    signal = (sigma_data * schedule.alpha(t)).astype(t.dtype)
+    signal = jnp.asarray(sigma_data * schedule.alpha(t), t.dtype)
     sigma = schedule.sigma(t).astype(t.dtype)
     rho = jnp.hypot(signal, sigma)
     return _Node(t, jnp.arctan2(sigma, signal), signal / rho, sigma / rho, rho)
@@ -293,7 +293,9 @@ def _traced(
         return jax.random.rademacher(key, shape, x.dtype)
 
     # One set of probes for the whole way: so each gives a value of its own.
-    directions = jnp.arange(_size(x)) if exact else jax.vmap(signs, 0, 1)(keys)
+    directions = (
+        jnp.arange(_size(x)) if exact else jax.vmap(signs, 0, 1)(jnp.asarray(keys))
+    )
 
     def field(state: tuple[Array, Array], node: _Node) -> tuple[Array, Array]:
         slope, pullback = jax.vjp(lambda y: velocity(y, node), state[0])

@@ -86,19 +86,19 @@ def test_a_run_goes_on_only_with_the_data_it_was_begun_with(tmp_path, capsys):
 def test_a_longer_run_is_judged_again_after_an_interrupted_judgement(
     tmp_path, capsys, monkeypatch
 ):
-    from jaxgen import commands
+    from jaxgen.evaluate import judgement
 
     path = tmp_path / "r"
     call(capsys, "train", "vae", *SHORT, "--out", path)
-    real = commands._judge
+    real = judgement.judge
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_judge", interrupt)
+    monkeypatch.setattr(judgement, "judge", interrupt)
     longer = ("train", "vae", *SHORT, "--steps", "16", "--out", path)
     assert call(capsys, *longer)[0] == 130
-    monkeypatch.setattr(commands, "_judge", real)
+    monkeypatch.setattr(judgement, "judge", real)
     assert call(capsys, *longer)[0] == 0
     assert json.loads((path / "evaluation.json").read_text())["step"] == 16
 

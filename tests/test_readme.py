@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from jaxgen import cli
-from jaxgen import commands as jaxgen_commands
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 FAST = {"--steps": "2", "--num-samples": "2"}
@@ -32,10 +31,15 @@ def commands():
     return [line for line in lines if line.startswith("jaxgen ")]
 
 
+TINY = {
+    "vae": ["--hidden", "8", "--width", "4", "--levels", "2", "--mixture", "1"],
+    "diffusion": ["--widths", "8", "--blocks", "1"],
+}
+
+
 @pytest.mark.parametrize("line", commands())
 def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jaxgen_commands, "QUICK_SAMPLES", 1)
     photos = tmp_path / "PHOTOS"
     photos.mkdir()
     for i in range(40):
@@ -49,11 +53,10 @@ def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
     for flag, value in FAST.items():
         if flag in words:
             words[words.index(flag) + 1] = value
-    tiny = ["--batch-size", "16", "--hidden", "8", "--width", "4"]
-    tiny += ["--levels", "2", "--mixture", "1"]
-    short = [*tiny, "--steps", "2"]
+    tiny = ["--batch-size", "16", *TINY["diffusion" if "diffusion" in words else "vae"]]
+    short = ["--batch-size", "16", *TINY["vae"], "--steps", "2"]
     if words[0] == "train" and "--help" not in words:
-        words += tiny if "--steps" in words else short
+        words += tiny if "--steps" in words else [*tiny, "--steps", "2"]
     if "RUN" in words:
         with pytest.raises(SystemExit):
             cli.main(["train", "vae", *short, "--out", "RUN"])

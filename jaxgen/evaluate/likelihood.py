@@ -39,7 +39,8 @@ def evaluate_likelihood(
     Returns:
         `nll_nats` and `bits_per_dim`, each with `_se` (standard error over the
         examples) and `_kind`; `monte_carlo_se` (nats, of the mean, from the estimate's
-        own noise), `ess_mean`, `ess_min` where importance sampling is used.
+        own noise), `step_error_mean` (nats, of a numerical integration), `ess_mean`,
+        `ess_min` where importance sampling is used.
 
     Raises:
         ValueError: if the family has no likelihood.
@@ -76,7 +77,12 @@ def evaluate_likelihood(
         batch = {name: jnp.asarray(raw[name]) for name in ("x", "index")}
         result = evaluate(loaded.params, batch, key)
         kind = result.kind
-        columns = (result.nats, result.standard_error, result.ess)
+        columns = (
+            result.nats,
+            result.standard_error,
+            result.ess,
+            result.step_error,
+        )
         parts.append([None if c is None else np.asarray(c)[real] for c in columns])
         done += int(real.sum())
         progress(done, total)
@@ -89,7 +95,7 @@ def evaluate_likelihood(
 def _summary(
     loaded: Loaded, columns: Any, kind: str, num_samples: int
 ) -> dict[str, Any]:
-    nats, standard_error, ess = columns
+    nats, standard_error, ess, step_error = columns
     nats = np.asarray(nats, np.float64)
     if not np.all(np.isfinite(nats)):
         count = int(np.sum(~np.isfinite(nats)))
@@ -111,6 +117,8 @@ def _summary(
     if standard_error is not None:
         spread = np.sqrt(np.sum(np.square(standard_error, dtype=np.float64)))
         result["monte_carlo_se"] = _or_none(spread / len(nats))
+    if step_error is not None:
+        result["step_error_mean"] = float(step_error.mean())
     if ess is not None:
         result["ess_mean"], result["ess_min"] = float(ess.mean()), float(ess.min())
     return result

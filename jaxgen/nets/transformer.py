@@ -78,7 +78,7 @@ class Transformer(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType] - as documented
             length=self.depth // 2,
         )
         return scanned(self.head_width, name=name)

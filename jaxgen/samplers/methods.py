@@ -260,8 +260,18 @@ def invert(
     References:
         Song, Meng & Ermon 2021, section 4.3, arXiv:2010.02502.
     """
-    options = {"clean": False, "keep": False, "increasing": True}
-    return steps.run("invert", steps.euler, denoise, x, schedule, times, **options).x
+    chain = steps.run(
+        "invert",
+        steps.euler,
+        denoise,
+        x,
+        schedule,
+        times,
+        clean=False,
+        keep=False,
+        increasing=True,
+    )
+    return chain.x
 
 
 def guided(

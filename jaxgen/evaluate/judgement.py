@@ -1,0 +1,70 @@
+"""The judgement of a run: its likelihood told, evaluation.json and report written."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from jaxgen import data
+from jaxgen.evaluate import likelihood, report
+from jaxgen.train import rundir, session
+from jaxgen.train.console import say
+
+QUICK_SAMPLES = 16  # effort of the likelihood that ends a training run
+QUICK_IMAGES = 2000  # of the test split at most, then
+
+
+def judge(
+    loaded: session.Loaded,
+    dataset: data.Dataset,
+    num_samples: int = QUICK_SAMPLES,
+    **options: Any,
+) -> dict[str, Any]:
+    """Evaluates on the test split and tells the result in a line."""
+    if loaded.model.log_likelihood is None:
+        return {"step": loaded.step}
+    options |= {"num_samples": num_samples, "progress": progress()}
+    result = likelihood.evaluate_likelihood(loaded, dataset.test, **options)
+    if (sampling := getattr(loaded.config.model, "sampling", None)) is not None:
+        result["sampling"] = dataclasses.asdict(sampling)
+    error = result["nll_nats_se"]
+    say(
+        f"test: {result['nll_nats']:.3f}{'' if error is None else f' +- {error:.3f}'} "
+        f"nats, {result['bits_per_dim']:.3f} bits/dim ({result['nll_nats_kind']}, "
+        f"{result['num_examples']:,} images, {num_samples} samples)"
+    )
+    return result
+
+
+def write(
+    loaded: session.Loaded, dataset: data.Dataset, result: dict[str, Any]
+) -> None:
+    """Writes evaluation.json and, last, the report."""
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    rundir.write_text(loaded.run.evaluation, text)
+    report.write_report(loaded, dataset)
+
+
+def is_judged(run: rundir.RunFolder, step: int) -> bool:
+    """Whether evaluation and report are there and of this step."""
+    try:
+        judged = json.loads(run.evaluation.read_text())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return judged == step and run.report.is_file()
+
+
+def progress() -> Any:
+    """A callback for long evaluations: a line every ten seconds at most."""
+    last = began = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 10.0:
+            last = now
+            say(
+                f"evaluated {done:,}/{total:,}, {(now - began) / done * (total - done):.0f} s left"
+            )
+
+    return tell
