@@ -121,7 +121,7 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     losses = _losses(records)
     panels = [
         ("loss", f"{_unit(loaded, losses[0])} per image", losses),
-        *((name, "nats per image", [name]) for name in terms),
+        *((name, f"{_unit(loaded, losses[0])} per image", [name]) for name in terms),
         ("gradient norm before clipping", "L2 norm", norms),
         ("training speed", "images/s", ["images_per_s"]),
     ]

@@ -148,7 +148,9 @@ def _mean_flow_objective(config: DiffusionConfig) -> Any:
             config, params, _dropped(config, batch, drop_keys)
         )
         eps = net.noise(noise_keys, x0.shape[1:])
-        return meanflow.mean_flow_loss(velocity, x0, eps, t, r), Aux({})
+        # The loss is nearly constant by its adaptive weight: the error is what falls.
+        error = meanflow.mean_flow_error(velocity, x0, eps, t, r)
+        return meanflow.adaptive(error), Aux({"velocity_error": error})
 
     return objective
 
