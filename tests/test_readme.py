@@ -23,7 +23,7 @@ def test_python_snippets_run(capsys):
     for code in blocks("python"):
         assert len(code.strip().splitlines()) <= 16
         exec(compile(code, "README.md", "exec"), {})  # our own file
-    assert capsys.readouterr().out == "(2, 4)\n"
+    assert capsys.readouterr().out == "(2, 4)\nTrue 1.0\n"
 
 
 def commands():
@@ -54,12 +54,14 @@ def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
         if flag in words:
             words[words.index(flag) + 1] = value
     tiny = ["--batch-size", "16", *TINY["diffusion" if "diffusion" in words else "vae"]]
-    short = ["--batch-size", "16", *TINY["vae"], "--steps", "2"]
     if words[0] == "train" and "--help" not in words:
         words += tiny if "--steps" in words else [*tiny, "--steps", "2"]
     if "RUN" in words:
+        own = {"--sampler", "--likelihood", "--one-step"} & set(words)
+        family = "diffusion" if own else "vae"
+        short = ["--batch-size", "16", *TINY[family], "--steps", "2"]
         with pytest.raises(SystemExit):
-            cli.main(["train", "vae", *short, "--out", "RUN"])
+            cli.main(["train", family, *short, "--out", "RUN"])
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert not stop.value.code, capsys.readouterr().err
