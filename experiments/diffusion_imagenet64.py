@@ -2,7 +2,7 @@
 
     python experiments/diffusion_imagenet64.py --data-dir DIR
     jaxgen plan experiments/diffusion_imagenet64.py --data photos --image-size 64 \
-        --no-conditional --target v5e:4x4
+        --no-conditional --guidance 1 --target v5e:4x4
 
 No machine of this project can train it: it was checked by --dry-run, by a smoke run with
 a narrow network and by `plan`, never trained. Depth, width, batch, rate and steps are

@@ -293,9 +293,10 @@ def _parse_parts(parts: dict[str, Any], argv: list[str], prog: str, doc: str) ->
 
 def _parse_use(options: Any, argv: list[str], prog: str) -> tuple[Any, Any]:
     """The options of a command on a run, and what its model lets one choose anew."""
+    first = [arg for arg in argv[:1] if not arg.startswith("-")]
     folders = (arg for arg in argv if (Path(arg) / "config.json").is_file())
-    if (folder := next(folders, None)) is None:  # a mistake, told by the command
-        return _parse(options, argv, prog), None
+    if (folder := next(folders, *first) if first else next(folders, None)) is None:
+        return _parse(options, argv, prog), None  # a mistake, told by the command
     from jaxgen.train.rundir import RunFolder
 
     sampling = getattr(RunFolder(Path(folder)).read_config().model, "sampling", None)

@@ -61,7 +61,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     assembly.make_layout(config.train)  # before anything is written
     if options.dry_run:
         if processes.is_first():
-            _dry_run(bound[0])
+            _dry_run(bound[0], dataset)
         return 0
     with contextlib.ExitStack() as stack:
         paths = json.loads(
@@ -323,12 +323,15 @@ def _headline(bound: Sequence[session.Session], dataset: data.Dataset) -> str:
     )
 
 
-def _dry_run(bound: session.Session) -> None:
+def _dry_run(bound: session.Session, dataset: data.Dataset) -> None:
     """Prints the resolved config, the parameter count and the shapes of one step."""
     config = bound.config
     state = session.abstract_state(bound)
     shape = (config.train.batch_size, *config.model.shape)
-    batch = {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    batch = {
+        name: jax.ShapeDtypeStruct((shape[0], *a.shape[1:]), a.dtype)
+        for name, a in dataset.train.take(np.arange(1)).items()
+    } | {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
     advance = update.make_update(
         bound.model, bound.optimizers, num_steps=config.train.steps
     )

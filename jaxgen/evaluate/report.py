@@ -11,6 +11,7 @@ import math
 import re
 import shlex
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,7 @@ def _given(config: configs.RunConfig, dataset: data.Dataset) -> list[str]:
     changed = configs.differences(default, config)
     given, opened = list(changed), config
     for key in [key for key, (value, _) in changed.items() if value is None]:
-        part, name = key.split(".")
-        values = dataclasses.replace(getattr(opened, part), **{name: None})
-        candidate = dataclasses.replace(opened, **{part: values})
+        candidate = _with_none(opened, key.split("."))
         with contextlib.suppress(UserError):
             if session.resolve(candidate, dataset) == config:
                 opened = candidate
@@ -233,18 +232,35 @@ def _given(config: configs.RunConfig, dataset: data.Dataset) -> list[str]:
     return given
 
 
+def _with_none(values: Any, path: list[str]) -> Any:
+    """A config with None for the option at this path."""
+    name, *rest = path
+    value = _with_none(getattr(values, name), rest) if rest else None
+    return dataclasses.replace(values, **{name: value})
+
+
+def _options(values: Any, prefix: str) -> Iterator[tuple[str, str, Any, Any]]:
+    """Key, name, value and default of each option, those of a part inside too."""
+    for field in dataclasses.fields(values):
+        value, key = getattr(values, field.name), f"{prefix}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _options(value, key)
+        else:
+            yield key, field.name, value, field.default
+
+
 def _config(config: configs.RunConfig, given: list[str]) -> str:
     tables = []
     for part in ("model", "data", "train"):
-        rows, values = [], getattr(config, part)
-        for field in dataclasses.fields(values):
-            value, note, mark = getattr(values, field.name), "", ""
-            if f"{part}.{field.name}" in given:
-                note, mark = f"default {formats.plain(field.default)}", ' class="given"'
-            elif value != field.default:
-                note = "from the data"
+        rows = []
+        for key, name, value, default in _options(getattr(config, part), part):
+            note, mark = "", ""
+            if key in given:
+                note, mark = f"default {formats.plain(default)}", ' class="given"'
+            elif value != default:
+                note = "from the data or the family"
             cell = f"{formats.text(formats.plain(value))} <small>{formats.text(note)}</small>"
-            rows.append(f"<tr{mark}><th>{field.name}</th><td>{cell}</td></tr>")
+            rows.append(f"<tr{mark}><th>{name}</th><td>{cell}</td></tr>")
         tables.append(_titled(part, rows))
     return "\n".join(tables)
 
@@ -263,8 +279,12 @@ def _commands(loaded: session.Loaded, given: list[str]) -> str:
     config, words = loaded.config, []
     folder = str(loaded.run.path.absolute())
     finished = loaded.step >= config.train.steps
-    options = [key.split(".") for key in given if key != "train.steps" or not finished]
-    values = {name: getattr(getattr(config, part), name) for part, name in options}
+    values = {
+        name: value
+        for part in ("model", "data", "train")
+        for key, name, value, _ in _options(getattr(config, part), part)
+        if key in given and (key != "train.steps" or not finished)
+    }
     if finished:
         values["steps"] = 2 * config.train.steps
     for name, value in values.items():

@@ -13,7 +13,7 @@ References:
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ __all__ = [
     "make_diffusion",
     "resolve",
 ]
+
+
+LEAST_NOISE, MOST_NOISE = 0.002, 80.0  # sigma / alpha of EDM, for images in [-1, 1]
 
 
 def make_diffusion(config: DiffusionConfig) -> Model:
@@ -103,26 +106,49 @@ def make_diffusion(config: DiffusionConfig) -> Model:
     )
 
 
+class _Noised(NamedTuple):
+    """What both objectives draw for a batch."""
+
+    x0: Array
+    eps: Array
+    label: Array | None
+    level: Array  # evenly spread over the batch, `[B]` in [0, 1)
+    keys: Array  # for more
+
+
+def _noised(config: DiffusionConfig, params: Any, batch: Batch, key: Array) -> _Noised:
+    x0 = net.from_image(params, batch["x"])
+    noise, drop, others = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(
+        example_keys(key, batch)
+    )
+    index = batch.get("index", jnp.arange(len(x0), dtype=jnp.int32))
+    # A key that no example has.
+    level = losses.stratified_levels(jax.random.fold_in(key, 2**31 - 1), index)
+    eps = net.noise(noise, x0.shape[1:])
+    return _Noised(x0, eps, _dropped(config, batch, drop), level, others)
+
+
 def _denoising_objective(config: DiffusionConfig) -> Any:
     schedule = schedules.SCHEDULES[config.noise_schedule]()
-    losses.check_target(schedule, str(config.target))
 
     def objective(
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
     ) -> tuple[Array, Aux]:
         del extra, progress
         params = params["denoiser"]
-        keys, index = example_keys(key, batch), _index(batch)
-        level_key, _ = jax.random.split(key)
-        t = _training_times(config, schedule, level_key, index)
-        noise_keys, drop_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x0 = net.from_image(params, batch["x"])
-        eps = net.noise(noise_keys, x0.shape[1:])
+        x0, eps, label, level, _ = _noised(config, params, batch, key)
+        t = _training_times(config, schedule, level)
         x_t = losses.noised(x0, eps, schedule.alpha(t), schedule.sigma(t))
-        denoise = net.denoiser(
-            config, params, _dropped(config, batch, drop_keys), schedule=schedule
+        estimate = net.denoiser(config, params, label, schedule=schedule)(x_t, t)
+        loss = losses.denoising_loss(
+            x0,
+            estimate,
+            schedule.log_snr(t),
+            weighting=str(config.weighting),
+            target=str(config.predicts),
+            sigma_data=jax.lax.stop_gradient(params["sigma_data"]),
         )
-        return _loss(config, params, x0, denoise(x_t, t), schedule.log_snr(t)), Aux({})
+        return loss, Aux({})
 
     return objective
 
@@ -133,21 +159,10 @@ def _mean_flow_objective(config: DiffusionConfig) -> Any:
     ) -> tuple[Array, Aux]:
         del extra, progress
         params = params["denoiser"]
-        keys, index = example_keys(key, batch), _index(batch)
-        level_key, _ = jax.random.split(key)
-        noise_keys, drop_keys, time_keys = jax.vmap(
-            lambda key: jax.random.split(key, 3), out_axes=1
-        )(keys)
-        t, r = meanflow.mean_flow_times(
-            losses.stratified_levels(level_key, index),
-            losses.uniform_levels(time_keys),
-            config.equal_share,
-        )
-        x0 = net.from_image(params, batch["x"])
-        velocity = net.average_velocity(
-            config, params, _dropped(config, batch, drop_keys)
-        )
-        eps = net.noise(noise_keys, x0.shape[1:])
+        x0, eps, label, level, keys = _noised(config, params, batch, key)
+        other = losses.uniform_levels(keys)
+        t, r = meanflow.mean_flow_times(level, other, config.equal_share)
+        velocity = net.average_velocity(config, params, label)
         # The loss is nearly constant by its adaptive weight: the error is what falls.
         error = meanflow.mean_flow_error(velocity, x0, eps, t, r)
         return meanflow.adaptive(error), Aux({"velocity_error": error})
@@ -156,34 +171,23 @@ def _mean_flow_objective(config: DiffusionConfig) -> Any:
 
 
 def _training_times(
-    config: DiffusionConfig, schedule: schedules.Schedule, key: Array, index: Array
+    config: DiffusionConfig, schedule: schedules.Schedule, u: Array
 ) -> Array:
-    """The time of each example's noise, `[B]`, evenly spread over a batch."""
-    u = losses.stratified_levels(key, index)
-    if config.noise_levels == "log_normal":
-        sigma = losses.log_normal_sigma(u, mean=config.noise_mean, std=config.noise_std)
-        t = schedule.inverse(-2 * jnp.log(sigma))
-        return jnp.clip(
-            t,
-            0.0 if sampling.starts_above_zero(config.noise_schedule) else net.EARLIEST,
-            1,
+    """The time of each example's noise, `[B]`, from levels in [0, 1)."""
+    if config.noise_levels in ("log_normal", "log_uniform"):
+        if config.noise_levels == "log_normal":
+            mean, std = config.noise_mean, config.noise_std
+            log_sigma = jnp.log(losses.log_normal_sigma(u, mean=mean, std=std))
+        else:
+            low, high = math.log(LEAST_NOISE), math.log(MOST_NOISE)
+            log_sigma = low + (high - low) * u
+        first = (
+            0.0 if sampling.starts_above_zero(config.noise_schedule) else net.EARLIEST
         )
+        return jnp.clip(schedule.inverse(-2 * log_sigma), first, 1)
     if config.noise_levels == "logit_normal":
         u = losses.logit_normal_time(u, mean=config.noise_mean, std=config.noise_std)
     return net.EARLIEST + (1 - net.EARLIEST) * u
-
-
-def _loss(
-    config: DiffusionConfig, params: Any, x0: Array, estimate: Array, log_snr: Array
-) -> Array:
-    return losses.denoising_loss(
-        x0,
-        estimate,
-        log_snr,
-        weighting=str(config.weighting),
-        target=str(config.target),
-        sigma_data=jax.lax.stop_gradient(params["sigma_data"]),
-    )
 
 
 def _dropped(config: DiffusionConfig, batch: Batch, keys: Array) -> Array | None:
@@ -203,13 +207,18 @@ def _likelihood(
     num_samples: int,
 ) -> LogLikelihood:
     """By the bound or the ODE, along EDM's schedule, of images in [0, 1]."""
-    schedule = schedules.EDM()
+    schedule = schedules.EDM(sigma_min=LEAST_NOISE, sigma_max=MOST_NOISE)
     denoise = net.denoiser(config, params, condition, schedule=schedule)
     x0 = net.from_image(params, x)
     volume = math.prod(x.shape[1:]) * math.log(2.0)  # from [-1, 1] to [0, 1]
     if config.sampling.likelihood == "vlb":
         bound = losses.variational_bound(
-            denoise, x0, keys, schedule=schedule, num_samples=num_samples
+            denoise,
+            x0,
+            keys,
+            schedule=schedule,
+            num_samples=num_samples,
+            sigma_data=params["sigma_data"],
         )
         return LogLikelihood(
             nats=volume - bound.total, kind="bound", standard_error=bound.standard_error
@@ -220,16 +229,12 @@ def _likelihood(
         keys,
         schedule=schedule,
         times=schedules.uniform_times(config.sampling.ode_steps + 1, end=0.0)[::-1],
-        num_probes=num_samples,
+        num_probes=config.sampling.probes,
         sigma_data=params["sigma_data"],
     )
     return LogLikelihood(
         nats=volume + flow.nats,
         kind="estimate",
-        standard_error=flow.probe_error,
+        standard_error=flow.probe_error if config.sampling.probes > 1 else None,
         step_error=flow.step_error,
     )
-
-
-def _index(batch: Batch) -> Array:
-    return batch.get("index", jnp.arange(batch["x"].shape[0], dtype=jnp.int32))

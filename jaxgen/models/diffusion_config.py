@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxgen._checks import UserError, check_finite_options
+from jaxgen.nets.transformer import check_sides
 
 Schedule = Literal["edm", "rectified_flow", "cosine", "ddpm", "ve"]
 NUM_STEPS = {"ddpm": 1000, "ddim": 50, "euler": 50, "heun": 18, "stochastic": 64}
@@ -39,11 +40,13 @@ class Sampling:
     likelihood: Literal["vlb", "ode"] = "vlb"
     """Log-likelihood by the variational bound, or by the probability-flow ODE."""
     ode_steps: int = 32
-    """Runge-Kutta steps of the ODE, four network evaluations each."""
+    """Runge-Kutta steps of the ODE, of the likelihood and of encodings."""
+    probes: int = 1
+    """Random vectors an image that estimate the divergence along the ODE."""
 
     def __post_init__(self):
         check_finite_options(self)
-        for name in ("num_steps", "ode_steps"):
+        for name in ("num_steps", "ode_steps", "probes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
@@ -79,12 +82,15 @@ class DiffusionConfig:
     pixels, 2 above (transformer: 2 and 4)."""
     noise_schedule: Schedule = "edm"
     """alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps."""
-    target: Literal["edm", "x0", "eps", "v", "velocity"] = "edm"
+    predicts: Literal["edm", "x0", "eps", "v", "velocity"] = "edm"
     """What the network's output stands for."""
     weighting: Literal["edm", "simple", "min_snr", "sigmoid", "vlb"] = "edm"
     """Weight of the squared error at each noise level."""
-    noise_levels: Literal["log_normal", "uniform", "logit_normal"] = "log_normal"
-    """Levels met in training: sigma / alpha log-normal, or t uniform or logit-normal."""
+    noise_levels: Literal["log_normal", "log_uniform", "uniform", "logit_normal"] = (
+        "log_normal"
+    )
+    """Levels met in training: sigma / alpha log-normal, or log-uniform from 0.002 to 80 (for
+    likelihoods), or t uniform or logit-normal."""
     noise_mean: float = -1.2
     """Mean of log(sigma / alpha), or of the logit of t."""
     noise_std: float = 1.2
@@ -92,7 +98,7 @@ class DiffusionConfig:
     conditional: bool = False
     """Tell the network the class, where the data have labels."""
     label_dropout: float = 0.1
-    """Share of the examples whose class is not told, for guidance."""
+    """Share of the examples whose class is not told, for guidance and likelihoods."""
     one_step: bool = False
     """Train the average velocity (improved MeanFlow), to sample in one step; best with
     --init-from the run folder of a trained model."""
@@ -108,27 +114,56 @@ class DiffusionConfig:
 
     def __post_init__(self):
         check_finite_options(self)
-        widths = (self.width,) if self.widths is None else self.widths
-        if not widths or min(widths) < 4:
-            raise UserError(f"--widths must be at least 4 each, got {widths}")
+        for flag, sizes in (("widths", self.widths or ()), ("width", (self.width,))):
+            if any(size < 4 for size in sizes):
+                raise UserError(f"--{flag} must be at least 4, got {sizes}")
         for name in ("blocks", "depth", "patch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, got {value}")
+        if self.net == "transformer" and self.depth % 2:
+            raise UserError(f"--depth must be even, for the skips, got {self.depth}")
         if self.noise_std <= 0:
             raise UserError(f"--noise-std must be positive, got {self.noise_std}")
-        for name in ("label_dropout", "equal_share"):
-            value, flag = getattr(self, name), name.replace("_", "-")
-            if not 0 <= value <= 1:
-                raise UserError(f"--{flag} is a share in [0, 1], got {value}")
-        guided = self.sampling.guidance != 1 or self.sampling.label is not None
-        if guided and not self.conditional:
+        if not 0 < self.label_dropout < 1:
+            raise UserError(
+                f"--label-dropout is a share in (0, 1), got {self.label_dropout}"
+            )
+        if not 0 <= self.equal_share <= 1:
+            raise UserError(f"--equal-share is in [0, 1], got {self.equal_share}")
+        if self.weighting in ("vlb", "sigmoid") and self.noise_levels != "log_uniform":
+            raise UserError(
+                f"--weighting {self.weighting} is for --noise-levels log_uniform"
+            )
+        self._check_prediction()
+        self._check_sampling()
+
+    def _check_prediction(self) -> None:
+        """Pure noise says nothing of x_0 to a network that predicts the noise."""
+        if self.predicts != "eps":
+            return
+        paths = {self.noise_schedule, self.sampling.path}
+        if self.one_step or paths & {"cosine", "rectified_flow"}:
+            raise UserError(
+                "--predicts eps cannot start from pure noise, as cosine, rectified_flow "
+                "and --one-step do: v or edm can, or the ddpm schedule"
+            )
+
+    def _check_sampling(self) -> None:
+        sampling = self.sampling
+        label, num = sampling.label, self.num_classes
+        if not self.conditional and (sampling.guidance != 1 or label is not None):
             raise UserError(
                 "--guidance and --label are for a model that was trained with classes: "
                 "--conditional"
             )
-        if self.sampling.sampler == "mean_flow" and not self.one_step:
+        if num is not None and label is not None and not 0 <= label < num:
+            raise UserError(f"--label must be in 0 .. {num - 1}, got {label}")
+        if sampling.sampler == "mean_flow" and not self.one_step:
             raise UserError("--sampler mean_flow needs a model trained with --one-step")
+        by_mean_flow = self.one_step and sampling.sampler in (None, "mean_flow")
+        if by_mean_flow and sampling.guidance != 1:
+            raise UserError("--guidance is not for the sampler mean_flow")
 
 
 def resolve(
@@ -154,14 +189,16 @@ def resolve(
     small = 1 if side <= 16 else 2
     patch = config.patch or (small if config.net == "unet" else 2 * small)
     if config.net == "transformer":
-        _check_divides(shape, patch)
+        try:
+            check_sides(*shape[:2], patch)
+        except ValueError as error:
+            raise UserError(f"--patch, --image-size: {error}") from error
+    elif patch > min(shape[:2]) // 4:
+        raise UserError(
+            f"--patch must be at most {min(shape[:2]) // 4} for these images, got {patch}"
+        )
     if config.conditional and not num_classes:
         raise UserError("--conditional needs data with labels; these have none")
-    label = config.sampling.label
-    if label is not None and not 0 <= label < (num_classes or 0):
-        raise UserError(
-            f"--label must be in 0 .. {(num_classes or 0) - 1}, got {label}"
-        )
     resolved = dataclasses.replace(
         config,
         widths=config.widths or widths,
@@ -170,14 +207,3 @@ def resolve(
         shape=shape,
     )
     return resolved, transform
-
-
-def _check_divides(shape: tuple[int, int, int], patch: int) -> None:
-    """Raises UserError unless the patch divides the image, naming what fits."""
-    for side in shape[:2]:
-        if side % patch:
-            low = side // patch * patch
-            raise UserError(
-                f"--patch {patch} does not divide {shape[0]}x{shape[1]} pixels: sides of "
-                f"{low} or {low + patch} would fit (--image-size), or another --patch"
-            )

@@ -20,7 +20,8 @@ from jaxgen.nets.transformer import Transformer
 from jaxgen.nets.unet import UNet
 
 EARLIEST = 1e-3  # time of the least noise that training along t meets
-MAX_LOG_SNR = 20.0  # what the network is told of alpha = 0 or sigma = 0
+# What the network is told of alpha = 0, EDM's most noise, and of sigma = 0.
+LOG_SNRS = (-8.8, 20.0)
 
 Denoise = Callable[[Array, Array], Array]
 
@@ -48,7 +49,7 @@ def denoiser(
         t = jnp.broadcast_to(t, x.shape[:1])
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         scale = losses.edm_input_scale(alpha, sigma, sigma_data=sigma_data)
-        log_snr = jnp.clip(schedule.log_snr(t), -MAX_LOG_SNR, MAX_LOG_SNR)
+        log_snr = jnp.clip(schedule.log_snr(t), *LOG_SNRS)
         outputs = coders.applied(
             _network(config),
             params["net"],
@@ -59,7 +60,7 @@ def denoiser(
             compute=config.compute,
         )
         return losses.to_x0(
-            outputs, x, alpha, sigma, target=str(config.target), sigma_data=sigma_data
+            outputs, x, alpha, sigma, target=str(config.predicts), sigma_data=sigma_data
         )
 
     return denoise

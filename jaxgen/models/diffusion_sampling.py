@@ -86,8 +86,8 @@ def path(config: DiffusionConfig) -> tuple[schedules.Schedule, Array]:
 
 
 def path_to_noise(config: DiffusionConfig) -> tuple[schedules.Schedule, Array]:
-    """The same schedule, and as many steps from almost clean data to noise."""
-    name, num = config.sampling.path or config.noise_schedule, _sampler(config)[1]
+    """The same schedule, and times from almost clean data to noise for an ODE."""
+    name, num = config.sampling.path or config.noise_schedule, config.sampling.ode_steps
     end = 0.0 if starts_above_zero(name) else net.EARLIEST
     return schedules.SCHEDULES[name](), schedules.uniform_times(num + 1, end=end)[::-1]
 

@@ -22,23 +22,21 @@ ACTIVATIONS = {"tanh": nn.tanh, "silu": nn.silu, "relu": nn.relu}
 
 
 def applied(
-    module: nn.Module, params: Any, *inputs: Any, compute: str = "float32"
+    module: nn.Module, params: Any, x: Array, *told: Any, compute: str = "float32"
 ) -> Any:
     """Outputs in float32 of a network that computes in another dtype.
 
     Args:
         module: The network.
         params: Its parameters, float32; so are their gradients.
-        *inputs: Its arguments; whole numbers stay as they are.
+        x: Its input.
+        *told: What else it is told; stays as it is.
         compute: "float32" or "bfloat16".
     """
     if compute == "float32":
-        return module.apply({"params": params}, *inputs)
-    params, inputs = jax.tree.map(
-        lambda a: a.astype(compute) if jnp.issubdtype(a.dtype, jnp.floating) else a,
-        (params, inputs),
-    )
-    outputs = module.apply({"params": params}, *inputs)
+        return module.apply({"params": params}, x, *told)
+    params, x = jax.tree.map(lambda a: a.astype(compute), (params, x))
+    outputs = module.apply({"params": params}, x, *told)
     return jax.tree.map(lambda a: a.astype(jnp.float32), outputs)
 
 

@@ -54,7 +54,7 @@ class Transformer(nn.Module):
         check_sides(x.shape[1], x.shape[2], self.patch)
         told = Conditioning(
             self.width, self.num_classes, self.has_interval, name="conditioning"
-        )(noise, label, interval)
+        )(noise, label, interval).astype(x.dtype)
         h = patches(x, self.patch)
         batch, rows, columns, pixels = h.shape
         place = nn.Dense(self.width, use_bias=False, name="place")(

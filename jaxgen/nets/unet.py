@@ -51,7 +51,7 @@ class UNet(nn.Module):
         """The raw output F of the network."""
         told = Conditioning(
             4 * self.widths[0], self.num_classes, self.has_interval, name="conditioning"
-        )(noise, label, interval)
+        )(noise, label, interval).astype(x.dtype)
         h = Conv(self.widths[0], (3, 3), jvp=self.jvp, name="input")(
             patches(x, self.patch)
         )

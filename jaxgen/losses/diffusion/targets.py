@@ -54,7 +54,8 @@ def to_x0(
         x_t: alpha x_0 + sigma eps, same shape.
         alpha: Scale of the data, `[B]` or a scalar.
         sigma: Scale of the noise, likewise.
-        target: What it is trained to give. "x0"; "eps"; "v", alpha eps - sigma x_0;
+        target: What it is trained to give. "x0"; "eps"; "v", (alpha eps - sigma x_0)
+            / (alpha^2 + sigma^2)^0.5;
             "velocity", eps - x_0; "edm", the raw network of EDM: with x_t times
             `edm_input_scale` as its input, its target has unit variance.
         sigma_data: Standard deviation of x_0, for "edm".
@@ -81,7 +82,8 @@ def to_x0(
     if target == "eps":
         return (x_t - sigma * prediction) / alpha
     if target == "v":
-        return (alpha * x_t - sigma * prediction) / (alpha**2 + sigma**2)
+        rho = jnp.hypot(alpha, sigma)
+        return (alpha / rho * x_t - sigma * prediction) / rho
     if target == "velocity":
         return (x_t - sigma * prediction) / (alpha + sigma)
     scale = _inverse_deviation(alpha, sigma, sigma_data)
@@ -127,7 +129,7 @@ def from_x0(
     if target == "eps":
         return eps
     if target == "v":
-        return alpha * eps - sigma * x0
+        return (alpha * eps - sigma * x0) / jnp.hypot(alpha, sigma)
     if target == "velocity":
         return eps - x0
     scale = _inverse_deviation(alpha, sigma, sigma_data)
