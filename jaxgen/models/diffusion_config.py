@@ -114,9 +114,9 @@ class DiffusionConfig:
 
     def __post_init__(self):
         check_finite_options(self)
-        for flag, sizes in (("widths", self.widths or ()), ("width", (self.width,))):
-            if any(size < 4 for size in sizes):
-                raise UserError(f"--{flag} must be at least 4, got {sizes}")
+        widths = (self.width,) if self.widths is None else self.widths
+        if min((*widths, self.width), default=0) < 4 or not widths:
+            raise UserError(f"--widths and --width must be at least 4, got {widths}")
         for name in ("blocks", "depth", "patch"):
             value = getattr(self, name)
             if value is not None and value < 1:
