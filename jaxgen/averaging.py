@@ -105,7 +105,7 @@ class PostHoc(NamedTuple):
     """How to mix stored averages.
 
     Attributes:
-        weights: `[N]` float64, one per stored average.
+        weights: `[N]` float64, one per stored average; they sum to 1.
         error: Distance of the mixture's profile from the wanted one as a fraction of its
             norm (L2 over the time trained). 0 where the wanted average is a stored one.
     """
@@ -146,7 +146,9 @@ def posthoc(stored: Sequence[tuple[int, float]], step: int, width: float) -> Pos
     target = _inner(times, gammas, step, gamma) / (norms * norm)
     mix = np.linalg.lstsq(matrix, target, rcond=1e-12)[0]
     squared = 1 - 2 * mix @ target + mix @ matrix @ mix
-    return PostHoc(mix * norm / norms, float(np.sqrt(max(squared, 0.0))))
+    weights = mix * norm / norms
+    # As every profile does the mixture has all in all weight 1: constants are kept.
+    return PostHoc(weights / weights.sum(), float(np.sqrt(max(squared, 0.0))))
 
 
 def _inner(step_a: Any, gamma_a: Any, step_b: Any, gamma_b: Any) -> Any:

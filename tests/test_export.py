@@ -8,9 +8,11 @@ from jaxgen import data, models
 from jaxgen.train import assembly, session
 from jaxgen.train import config as configs
 
+NETS = {"vae": ("mlp", "conv"), "diffusion": ("unet", "transformer")}
+PAIRS = [(family, net) for family in models.FAMILIES for net in NETS[family]]
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
-@pytest.mark.parametrize("family", models.FAMILIES)
+
+@pytest.mark.parametrize(("family", "net"), PAIRS)
 def test_training_step_lowers_for_gpu_and_tpu(family, net):
     config = configs.RunConfig(
         family=family,

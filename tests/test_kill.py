@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from test_loop import leaves
 
-NUM_KILLS = 20
+RUNS = {
+    "vae": (20, "--hidden 8 --latent-dim 2 --mixture 1 --steps 3000"),
+    "diffusion": (5, "--widths 8 --blocks 1 --num-steps 2 --steps 600"),
+}
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(tmp_path):
-    argv = [sys.executable, "-m", "jaxgen", "train", "vae", "--hidden", "8"]
-    argv += ["--latent-dim", "2", "--mixture", "1", "--batch-size", "32"]
-    argv += ["--steps", "3000", "--checkpoint-every", "20", "--log-every", "10"]
+@pytest.mark.parametrize("family", RUNS)
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(family, tmp_path):
+    num_kills, options = RUNS[family]
+    argv = [sys.executable, "-m", "jaxgen", "train", family, *options.split()]
+    argv += ["--batch-size", "32", "--checkpoint-every", "20", "--log-every", "10"]
     began = time.monotonic()
     whole = tmp_path / "whole"
     subprocess.run([*argv, "--out", str(whole)], check=True, capture_output=True)
@@ -33,7 +37,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(tmp_path):
         )
         try:
             # From before the first import to within the training and its judgement.
-            moment = rng.uniform(0.2, 0.7 * seconds) if kills < NUM_KILLS else None
+            moment = rng.uniform(0.2, 0.7 * seconds) if kills < num_kills else None
             _, err = process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -44,7 +48,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(tmp_path):
             for a, b in zip(expected, leaves(tmp_path / f"cut{runs}"), strict=True):
                 np.testing.assert_array_equal(a, b)
             runs += 1
-            if kills == NUM_KILLS:
+            if kills == num_kills:
                 break
         continued += [line for line in err.splitlines() if "continuing" in line]
     print(f"{kills} kills over {runs} runs; {len(continued)} times: {continued}")

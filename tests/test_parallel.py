@@ -11,7 +11,7 @@ import pytest
 import toys
 
 from jaxgen._checks import UserError
-from jaxgen.models import vae
+from jaxgen.models import diffusion, vae
 from jaxgen.models.base import Aux, Model, Player, example_keys
 from jaxgen.train import parallel, update
 
@@ -29,6 +29,13 @@ def small_vae():
         gradient="analytic",
     )
     return vae.make_vae(config)
+
+
+def small_diffusion():
+    config = diffusion.DiffusionConfig(
+        widths=(8,), blocks=1, conditional=True, num_classes=3, shape=(4, 4, 1), patch=1
+    )
+    return diffusion.make_diffusion(config)
 
 
 def random_gan():
@@ -73,6 +80,7 @@ def random_gan():
 
 MODELS = {
     "vae": (small_vae, (4, 4, 1)),
+    "diffusion": (small_diffusion, (4, 4, 1)),
     "gan": (random_gan, (4, 4, 1)),
     "dirac": (toys.dirac_gan, (1, 1, 1)),
 }
@@ -81,13 +89,15 @@ MODELS = {
 # One average by half-life, several by width, and none.
 AVERAGES = {
     "vae": {"ema_half_life": 0.2},
+    "diffusion": {"ema_widths": (0.05, 0.1)},
     "gan": {"ema_widths": (0.05, 0.1)},
     "dirac": {},
 }
 
 
 def fetch(resident, item):
-    return {"x": resident["x"][item["rows"]], "mask": item["mask"]}
+    examples = {name: a[item["rows"]] for name, a in resident.items()}
+    return {**examples, "mask": item["mask"]}
 
 
 def batches():
@@ -118,7 +128,8 @@ def train(name, *, kind="sharded", devices=1, num_steps=1, num_parts=1):
     state = update.init_state(
         model, optimizers, jax.random.key(0), {"x": x}, num_averages=num_averages
     )
-    state, resident = layout.place(state), layout.place_resident({"x": x})
+    arrays = {"x": x, "label": np.arange(NUM) % 3}
+    state, resident = layout.place(state), layout.place_resident(arrays)
     items = [{n: a[layout.rows] for n, a in item.items()} for item in batches()]
     program = layout.compile(
         advance, fetch, (state, resident, items[0], KEY), num_steps

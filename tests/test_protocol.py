@@ -97,18 +97,23 @@ def test_from_dict_refuses_what_it_does_not_know(change, message):
         configs.from_dict(values)
 
 
-def test_every_config_field_is_json_and_documented_for_the_command_line(capsys):
+@pytest.mark.parametrize("command", ["train", "bench", "plan"])
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_every_config_field_is_documented_for_the_command_line(family, command, capsys):
     from jaxgen import cli
 
-    for family in models.FAMILIES:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["train", family, "--help"])
-        assert not stop.value.code
-        text = capsys.readouterr().out
-        cls = models.FAMILIES[family].config_class
+    def names(cls):
         for field in dataclasses.fields(cls):
-            flag = f"--{field.name.replace('_', '-')}"
-            assert (flag in text) == (field.name != "shape")
+            inside = dataclasses.is_dataclass(field.type)
+            yield from names(field.type) if inside else [field.name]
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, family, "--help"])
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    for name in names(models.FAMILIES[family].config_class):
+        flag = f"--{name.replace('_', '-')}"
+        assert (flag in text) == (name not in ("shape", "num_classes"))
 
 
 def test_resolve_stores_places_that_hold_from_any_directory(monkeypatch, tmp_path):
