@@ -19,6 +19,7 @@ MODEL = DiffusionConfig(
     blocks=4,
     patch=1,
     attention_side=16,
+    noise_mean=-1.2,
     compute="bfloat16",
     sampling=Sampling(sampler="heun", num_steps=18),
 )

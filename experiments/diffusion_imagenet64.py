@@ -22,6 +22,7 @@ MODEL = DiffusionConfig(
     depth=28,
     patch=4,
     conditional=True,
+    noise_mean=-1.2,
     compute="bfloat16",
     remat=True,
     sampling=Sampling(guidance=1.5),

@@ -9,7 +9,7 @@ from jaxgen.data import DataConfig
 from jaxgen.models.diffusion import DiffusionConfig
 from jaxgen.train.config import TrainConfig
 
-MODEL = DiffusionConfig(widths=(32, 64), noise_mean=-0.4)
+MODEL = DiffusionConfig(widths=(32, 64))
 DATA = DataConfig(name="mnist")
 TRAIN = TrainConfig(
     steps=6000,

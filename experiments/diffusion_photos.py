@@ -11,7 +11,7 @@ from jaxgen.data import DataConfig
 from jaxgen.models.diffusion import DiffusionConfig
 from jaxgen.train.config import TrainConfig
 
-MODEL = DiffusionConfig(widths=(32, 64, 128))
+MODEL = DiffusionConfig(widths=(32, 64, 128), noise_mean=-1.2)
 DATA = DataConfig(name="photos")
 TRAIN = TrainConfig(
     steps=2000,

@@ -46,7 +46,15 @@ FAMILIES = {
         diffusion.DiffusionConfig,
         diffusion.resolve,
         diffusion.make_diffusion,
-        MappingProxyType({"optimizer": "muon", "ema_widths": (0.05, 0.1)}),
+        MappingProxyType(
+            {
+                "batch_size": 64,
+                "optimizer": "muon",
+                "learning_rate": 4e-3,
+                "schedule": "linear",
+                "ema_widths": (0.05, 0.1),
+            }
+        ),
     ),
     "vae": Family(
         "variational autoencoder: compressive latent, trained by a lower bound",

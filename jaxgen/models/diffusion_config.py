@@ -91,8 +91,8 @@ class DiffusionConfig:
     )
     """Levels met in training: sigma / alpha log-normal, or log-uniform from 0.002 to 80 (for
     likelihoods), or t uniform or logit-normal."""
-    noise_mean: float = -1.2
-    """Mean of log(sigma / alpha), or of the logit of t."""
+    noise_mean: float = -0.4
+    """Mean of log(sigma / alpha), or of the logit of t; EDM has -1.2, for photographs."""
     noise_std: float = 1.2
     """Standard deviation of the same."""
     conditional: bool = False
