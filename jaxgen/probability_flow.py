@@ -280,8 +280,6 @@ def _traced(
 ) -> tuple[_Field, Array]:
     """The field of (y, integral of the divergence), and the integral's zero, `[K, B]`."""
     _checks.check_positive(name, num_probes=num_probes)
-    if keys is None and not exact:
-        raise ValueError(f"{name}: keys must be [B] unless exact, got None.")
     velocity = functools.partial(_velocity, name, denoise, sigma_data)
 
     def unit(index: Array) -> Array:
@@ -292,10 +290,12 @@ def _traced(
         shape = (num_probes, *x.shape[1:])
         return jax.random.rademacher(key, shape, x.dtype)
 
-    # One set of probes for the whole way: so each gives a value of its own.
-    directions = (
-        jnp.arange(_size(x)) if exact else jax.vmap(signs, 0, 1)(jnp.asarray(keys))
-    )
+    if exact:
+        directions = jnp.arange(_size(x))
+    elif keys is None:
+        raise ValueError(f"{name}: keys must be [B] unless exact, got None.")
+    else:  # One set for the whole way: so each of its probes gives a value of its own.
+        directions = jax.vmap(signs, 0, 1)(keys)
 
     def field(state: tuple[Array, Array], node: _Node) -> tuple[Array, Array]:
         slope, pullback = jax.vjp(lambda y: velocity(y, node), state[0])

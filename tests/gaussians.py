@@ -6,11 +6,26 @@ shape are flattened to D dimensions.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+
+from jaxgen import schedules
+
+
+@functools.cache
+def grid(schedule, num):
+    """`[num]` times in float64, from noise to data, that every schedule reaches."""
+    with jax.enable_x64():
+        times = jax.jit(
+            lambda: schedules.karras_times(
+                schedule, num, sigma_min=0.02, sigma_max=50.0
+            )
+        )()
+    return np.asarray(times)
 
 
 def _alpha_sigma(schedule, t, x):

@@ -8,6 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from gaussians import Gaussian, Mixture
+from gaussians import grid as sampling_grid
 
 from jaxgen import estimators, probability_flow, schedules
 
@@ -31,8 +32,8 @@ def plain_errors():
 
 
 def grid(schedule, num):
-    """From data to noise, on a grid that every schedule reaches."""
-    return schedules.karras_times(schedule, num, sigma_min=0.02, sigma_max=50.0)[::-1]
+    """From data to noise."""
+    return sampling_grid(schedule, num)[::-1]
 
 
 def draws(*shape, seed=0):
@@ -100,15 +101,12 @@ def test_probes_are_unbiased_where_the_jacobian_is_not_diagonal(x64):
     x, times = draws(4, 3), grid(EDM, 9)
     exact = likelihood(GAUSSIAN, EDM, x, times)
     keys = jax.random.split(jax.random.key(3), 4)
-    got = likelihood(GAUSSIAN, EDM, x, times, keys=keys, num_probes=600)
+    got = likelihood(GAUSSIAN, EDM, x, times, keys=keys, num_probes=640)
     assert (got.probe_error > 0.005).all(), got.probe_error
     assert (abs(got.nats - exact.nats) < 5 * got.probe_error).all()
     np.testing.assert_allclose(got.z, exact.z, rtol=1e-12)
-    fewer = likelihood(GAUSSIAN, EDM, x, times, keys=keys, num_probes=150)
+    fewer = likelihood(GAUSSIAN, EDM, x, times, keys=keys, num_probes=160)
     np.testing.assert_allclose(fewer.probe_error / got.probe_error, 2, rtol=0.2)
-    one = likelihood(GAUSSIAN, EDM, x, times, keys=keys)
-    assert (one.probe_error == jnp.inf).all()
-    assert (one.nats != exact.nats).all()
 
 
 def test_the_density_integrates_to_one(x64):
@@ -229,16 +227,16 @@ def test_log_likelihood_of_float32_is_that_of_float64():
 def test_log_likelihood_of_an_example_does_not_depend_on_its_batch():
     x, keys = np.float32(draws(5, 3)), jax.random.split(jax.random.key(0), 5)
     times = grid(EDM, 9)
-    knobs = {"num_probes": 2}
-    whole = likelihood(GAUSSIAN, EDM, x, times, keys=keys, **knobs)
-    part = likelihood(GAUSSIAN, EDM, x[1:3], times, keys=keys[1:3], **knobs)
+    whole = likelihood(GAUSSIAN, EDM, x, times, keys=keys)
+    part = likelihood(GAUSSIAN, EDM, x[1:3], times, keys=keys[1:3])
+    assert (whole.probe_error == jnp.inf).all()  # One probe.
     chex.assert_trees_all_close(jax.tree.map(lambda a: a[1:3], whole), part, rtol=1e-4)
-    other = likelihood(GAUSSIAN, EDM, x, times, keys=keys[::-1], **knobs)
-    assert (other.nats[:2] != whole.nats[:2]).all()
     eager = probability_flow.log_likelihood(
-        GAUSSIAN.denoise(EDM), x, keys, schedule=EDM, times=times, **knobs
+        GAUSSIAN.denoise(EDM), x, keys[::-1], schedule=EDM, times=times
     )
-    chex.assert_trees_all_close(eager, whole, rtol=1e-4, atol=1e-5)
+    middle = jax.tree.map(lambda a: a[2], (eager, whole))
+    chex.assert_trees_all_close(*middle, rtol=1e-4, atol=1e-5)
+    assert (eager.nats[:2] != whole.nats[:2]).all()
 
 
 def test_log_likelihood_asks_for_no_forward_derivative_and_one_program():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from gaussians import Gaussian
+from gaussians import Gaussian, grid
 
 from jaxgen import samplers, schedules
 
@@ -30,11 +30,6 @@ def plain_errors():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def grid(schedule, num):
-    """A grid that every schedule reaches."""
-    return schedules.karras_times(schedule, num, sigma_min=0.02, sigma_max=50.0)
 
 
 def keys_of(num, seed=0):

@@ -234,10 +234,9 @@ def stochastic(
         more = raised.alpha / level.alpha * x + std * steps.noise(keys, level, x)
         return _where(wanted, (more, raised), (x, level))
 
-    name, step, before = "stochastic", steps.heun, noised if churn > 0 else None
-    return steps.run(
-        name, step, denoise, x, schedule, times, clean=clean, keep=keep, before=before
-    )
+    before = noised if churn > 0 else None
+    options = {"clean": clean, "keep": keep, "before": before}
+    return steps.run("stochastic", steps.heun, denoise, x, schedule, times, **options)
 
 
 def invert(
@@ -260,7 +259,7 @@ def invert(
     References:
         Song, Meng & Ermon 2021, section 4.3, arXiv:2010.02502.
     """
-    chain = steps.run(
+    return steps.run(
         "invert",
         steps.euler,
         denoise,
@@ -270,8 +269,7 @@ def invert(
         clean=False,
         keep=False,
         increasing=True,
-    )
-    return chain.x
+    ).x
 
 
 def guided(
