@@ -5,6 +5,8 @@ Peebles & Xie 2022, arXiv:2212.09748; long skips: Bao et al. 2022 (U-ViT),
 arXiv:2209.12152; SwiGLU: Shazeer 2020, arXiv:2002.05202.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -74,11 +76,12 @@ class Transformer(nn.Module):
 
     def _half(self, name: str) -> nn.Module:
         layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
+        axes: Any = (nn.broadcast, 0)  # Flax takes a tuple, and says int.
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType] - as documented
+            in_axes=axes,
             length=self.depth // 2,
         )
         return scanned(self.head_width, name=name)
