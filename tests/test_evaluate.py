@@ -97,6 +97,7 @@ def test_judge_counts_each_sample_and_real_image_once():
     assert many["real_confident_share"] == 6 / 11
 
 
+@pytest.mark.slow
 def test_classifier_learns_digits_the_same_way_each_time_and_is_kept(
     fresh_cache, monkeypatch
 ):
@@ -259,6 +260,7 @@ def test_figure_tells_shares_in_percent_and_the_rest_as_it_is():
     assert told["odd_share"] == "none %"
 
 
+@pytest.mark.slow
 def test_evaluate_judges_samples_in_json_table_and_report(run, capsys, monkeypatch):
     monkeypatch.setattr(classifier, "Recipe", lambda: BRIEF)
     argv = ("evaluate", run, "--num-samples", "1", "--num-images", "5", "--judge", "70")

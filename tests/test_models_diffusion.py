@@ -16,6 +16,7 @@ from jaxgen.models.base import indexed_keys
 from jaxgen.train import update
 
 SHAPE = (8, 8, 1)
+SLOW = pytest.mark.slow
 
 
 def resolved(shape=SHAPE, num_classes=None, sampling=None, **options):
@@ -91,7 +92,12 @@ def test_likelihood_before_training_is_the_gaussians(likelihood):
 
 
 @pytest.mark.parametrize(
-    "sampler", ["dpmpp_2m", "heun", "euler", "ddim", "ddpm", "stochastic"]
+    "sampler",
+    [
+        "dpmpp_2m",
+        "stochastic",
+        *(pytest.param(s, marks=SLOW) for s in ("heun", "euler", "ddim", "ddpm")),
+    ],
 )
 def test_samples_before_training_are_the_gaussian(sampler):
     x = images(64, seed=3) * 0.2 + 0.4  # so narrow that nothing is cut off at 0 and 1
@@ -106,7 +112,10 @@ def test_samples_before_training_are_the_gaussian(sampler):
     np.testing.assert_allclose(samples[3:5], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["edm", "rectified_flow", "cosine"])
+@pytest.mark.parametrize(
+    "schedule",
+    ["rectified_flow", *(pytest.param(s, marks=SLOW) for s in ("edm", "cosine"))],
+)
 def test_generate_leads_back_from_what_encode_gives(schedule):
     x = images(4, seed=4) * 0.2 + 0.4
     sampling = {"sampler": "heun", "num_steps": 60}
@@ -117,38 +126,41 @@ def test_generate_leads_back_from_what_encode_gives(schedule):
     )
 
 
+KINDS = [
+    {"conditional": True},
+    {"one_step": True},
+    {},
+    {
+        "noise_schedule": "rectified_flow",
+        "predicts": "velocity",
+        "noise_levels": "logit_normal",
+    },
+    {
+        "noise_schedule": "ddpm",
+        "predicts": "eps",
+        "weighting": "simple",
+        "noise_levels": "uniform",
+    },
+    {
+        "noise_schedule": "cosine",
+        "predicts": "v",
+        "weighting": "min_snr",
+        "noise_levels": "uniform",
+    },
+    {
+        "noise_schedule": "ve",
+        "predicts": "x0",
+        "weighting": "sigmoid",
+        "noise_levels": "log_uniform",
+    },
+    {"weighting": "vlb", "noise_levels": "log_uniform"},
+    {"net": "transformer", "width": 32, "depth": 2},
+]
+
+
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {
-            "noise_schedule": "rectified_flow",
-            "predicts": "velocity",
-            "noise_levels": "logit_normal",
-        },
-        {
-            "noise_schedule": "ddpm",
-            "predicts": "eps",
-            "weighting": "simple",
-            "noise_levels": "uniform",
-        },
-        {
-            "noise_schedule": "cosine",
-            "predicts": "v",
-            "weighting": "min_snr",
-            "noise_levels": "uniform",
-        },
-        {
-            "noise_schedule": "ve",
-            "predicts": "x0",
-            "weighting": "sigmoid",
-            "noise_levels": "log_uniform",
-        },
-        {"weighting": "vlb", "noise_levels": "log_uniform"},
-        {"one_step": True},
-        {"net": "transformer", "width": 32, "depth": 2},
-        {"conditional": True},
-    ],
+    [*KINDS[:2], *(pytest.param(kind, marks=SLOW) for kind in KINDS[2:])],
     ids=str,
 )
 def test_training_lowers_the_loss_of_every_kind(options):

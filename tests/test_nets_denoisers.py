@@ -50,7 +50,9 @@ def test_patches_are_undone_by_unpatched(shape, size):
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 13, 2), (12, 8, 3)])
+@pytest.mark.parametrize(
+    "shape", [(9, 13, 2), pytest.param((12, 8, 3), marks=pytest.mark.slow)]
+)
 def test_denoisers_take_any_size_and_start_at_zero(name, shape):
     net, x, params = made(name, shape)
     outputs = applied(net, {"params": params}, x, jnp.ones(3))
@@ -77,6 +79,7 @@ def test_denoisers_hear_noise_class_and_interval(name):
     np.testing.assert_array_equal(apply(noise), none)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_interval_adds_nothing_to_a_network_trained_without_it(name):
     net, x, params = made(name)
@@ -91,6 +94,7 @@ def test_interval_adds_nothing_to_a_network_trained_without_it(name):
     np.testing.assert_allclose(outputs, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_jvp_form_and_remat_change_no_value(name):
     net, x, params = made(name)
