@@ -1,4 +1,4 @@
-"""Speed of a training step in jaxgen and in its peers: one model, batch and optimizer.
+r"""Speed of a training step in jaxgen and in its peers: one model, batch and optimizer.
 
     python -m pip install torch==2.13.0 torchvision==0.28.0 \
         --index-url https://download.pytorch.org/whl/cpu
