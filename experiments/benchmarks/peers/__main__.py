@@ -1,6 +1,7 @@
-"""Speed of a training step in jaxgen and in its peers: one model, batch and optimizer.
+r"""Speed of a training step in jaxgen and in its peers: one model, batch and optimizer.
 
-    python -m pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    python -m pip install torch==2.13.0 torchvision==0.28.0 \
+        --index-url https://download.pytorch.org/whl/cpu
     python -m pip install -e ".[peers]"
     python experiments/benchmarks/peers [CASE ...] [--rounds 20] [--out FILE]
 
@@ -8,6 +9,11 @@ The first command is for the build without CUDA; where `torch==2.13.0+cpu` is on
 own index the second alone takes it. `compiled` needs g++. A ratio above 1 says how many
 times faster jaxgen is; all sides are checked to have the same parameters and, over three
 updates from the same noise, the same losses.
+
+The networks of `diffusion` (an update) and `sampling` (a batch by DPM-Solver++(2M) in ten
+steps) are each library's own, of the same widths: they are checked to have about as many
+parameters, and the samplers to agree where an exact denoiser takes the network's place.
+`mflop_forward` in the JSON is what a network's call costs for one image.
 
 Every side has a process of its own and sleeps while another is timed: rounds of A B C,
 A B C. Alone and in turns the figures agreed (jaxgen's 784-512-16 VAE 4.6 and 4.3 ms,
@@ -51,7 +57,7 @@ class Worker:
         self.told: dict[str, Any] = self._answer()
 
     def seconds(self) -> float:
-        """Seconds of one update, of as many as make a long enough timing."""
+        """Seconds of one update or batch, of as many as make a long enough timing."""
         self._questions.write(f"{self.told['updates']}\n")
         self._questions.flush()
         return self._answer()

@@ -56,9 +56,10 @@ class UNet(nn.Module):
         return Conv(x.shape[-1], (3, 3))(h)
 
 
-def _run_config(case: cases.Case, model: Any) -> configs.RunConfig:
+def run_config(case: cases.Case, family: str, model: Any) -> configs.RunConfig:
+    """Training on scikit-learn's digits, Adam, nothing kept or averaged."""
     return configs.RunConfig(
-        family="vae",
+        family=family,
         model=model,
         data=data.DataConfig(
             name="digits",
@@ -75,6 +76,7 @@ def _run_config(case: cases.Case, model: Any) -> configs.RunConfig:
             beta2=cases.BETAS[1],
             weight_decay=0.0,
             ema_half_life=0.0,
+            steps_per_dispatch=case.steps_per_dispatch,
         ),
     )
 
@@ -88,7 +90,7 @@ def _vae(case: cases.Case) -> Problem:
         latent_dim=case.latent_dim,
         likelihood="bernoulli",
     )
-    config = _run_config(case, model)
+    config = run_config(case, "vae", model)
     dataset = data.open_dataset(config.data)
     session = bind(resolve(config, dataset))
     resolved = session.config.model
@@ -115,7 +117,7 @@ def _unet(case: cases.Case) -> Problem:
     def init(key: Array, batch: Any) -> tuple[Any, Any]:
         return {"vae": net.init(key, batch["x"][:1])["params"]}, ()
 
-    config = _run_config(case, None)
+    config = run_config(case, "vae", None)
     model = Model(
         init=init,
         players=(Player("vae", objective),),
@@ -131,7 +133,7 @@ PROBLEMS = {"mlp": _vae, "conv": _vae, "unet": _unet}
 
 
 class Side:
-    """`advance(updates)` in whole dispatches; `losses` of the first updates, on CPU.
+    """`advance(updates)` in whole dispatches; `checked`, the first updates' losses.
 
     Args:
         case: What is trained.
@@ -147,7 +149,7 @@ class Side:
         self.num_parameters = num_parameters(state.params)
         reference = _reference(case, problem, state)
         np.savez(folder / "reference.npz", allow_pickle=False, **reference)
-        self.losses = _losses(problem, state, reference)
+        self.checked = {"losses": _losses(problem, state, reference)}
         self._runner = throughput.Runner(problem.session, problem.dataset)
         self.quantum = self._runner.program.num_steps
         self.settings = {"steps_per_dispatch": self.quantum, "jax": jax.__version__}

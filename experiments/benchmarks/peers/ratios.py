@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCE = 1e-4  # of the first loss, relative
+TOLERANCE = 1e-4  # of the first loss, relative; of samples, absolute
 LATER_TOLERANCE = 1e-3  # of the losses after an update
 
 
@@ -18,21 +18,24 @@ def summary(
 
     Args:
         case: The case's sizes, as they are written.
-        sides: What each side said of itself: `num_parameters`, `losses`, `settings`.
-        seconds: Of one update, per side, one number a round; round i of all sides was
-            run one after the other. The first side is jaxgen.
+        sides: What each side said of itself: `num_parameters`, `settings`, and what is
+            compared, `losses` or `samples` of one sampler.
+        seconds: Of one update or sampled batch, per side, one number a round; round i
+            of all sides was run one after the other. The first side is jaxgen.
 
     Returns:
-        `ms_per_step` (medians per side), and per other side `ratios`: `median`, the
-        ratio of the medians, its seconds over jaxgen's (above 1, jaxgen is faster), and
-        `p10` and `p90` of the rounds' own ratios, and `fastest`, the ratio of the
-        fastest timings, which other programs disturbed least.
+        `ms_per_step` (medians per side), `images_per_s`, `num_parameters`, and per other
+        side `ratios`: `median`, the ratio of the medians, its seconds over jaxgen's
+        (above 1, jaxgen is faster), and `p10` and `p90` of the rounds' own ratios, and
+        `fastest`, the ratio of the fastest timings, which other programs disturbed
+        least.
 
     Raises:
-        ValueError: if the sides are not one model: other parameters, or other losses.
+        ValueError: if the sides are not one model: numbers of parameters further apart
+            than the case allows, other losses, or other samples.
     """
     first = next(iter(sides))
-    check_equal(sides)
+    check_equal(sides, parameters_apart=case["parameters_apart"])
     ours = np.asarray(seconds[first])
     ratios = {}
     for side in list(sides)[1:]:
@@ -44,45 +47,66 @@ def summary(
             "p90": float(p90),
             "fastest": float(theirs.min() / ours.min()),
         }
+    medians = {side: float(np.median(seconds[side])) for side in sides}
     return {
         **case,
-        "num_parameters": sides[first]["num_parameters"],
+        "num_parameters": {s: told["num_parameters"] for s, told in sides.items()},
         "rounds": len(ours),
-        "ms_per_step": {s: 1e3 * float(np.median(seconds[s])) for s in sides},
+        "ms_per_step": {s: 1e3 * median for s, median in medians.items()},
+        "images_per_s": {s: case["batch_size"] / m for s, m in medians.items()},
         "ratios": ratios,
-        "losses": {s: list(told["losses"]) for s, told in sides.items()},
         "settings": {s: told["settings"] for s, told in sides.items()},
+        **{
+            key: {s: list(told[key]) for s, told in sides.items()}
+            for key in _CHECKS
+            if key in sides[first]
+        },
     }
 
 
-def check_equal(sides: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError unless all sides have one number of parameters and one loss."""
+def check_equal(
+    sides: Mapping[str, Mapping[str, Any]], *, parameters_apart: float = 0.0
+) -> None:
+    """Raises ValueError unless all sides are one model, as far as they told of it."""
     first, *others = sides
+    checks = {
+        "num_parameters": lambda a, b: abs(a - b) <= parameters_apart * b,
+        **{key: check for key, check in _CHECKS.items() if key in sides[first]},
+    }
     for side in others:
-        for key in ("num_parameters", "losses"):
+        for key, equal in checks.items():
             ours, theirs = sides[first][key], sides[side][key]
-            if key == "losses":
-                near = np.isclose(theirs, ours, rtol=LATER_TOLERANCE, atol=0)
-                near[0] = np.isclose(theirs[0], ours[0], rtol=TOLERANCE, atol=0)
-                equal = near.all()
-            else:
-                equal = ours == theirs
-            if not equal:
+            if not equal(theirs, ours):
                 raise ValueError(
                     f"{key}: {side} has {theirs}, {first} {ours}: not the same model"
                 )
 
 
+def _equal_losses(theirs: Sequence[float], ours: Sequence[float]) -> bool:
+    near = np.isclose(theirs, ours, rtol=LATER_TOLERANCE, atol=0)
+    near[0] = np.isclose(theirs[0], ours[0], rtol=TOLERANCE, atol=0)
+    return bool(near.all())
+
+
+def _equal_samples(theirs: Sequence[float], ours: Sequence[float]) -> bool:
+    return np.allclose(theirs, ours, rtol=0, atol=TOLERANCE)
+
+
+_CHECKS = {"losses": _equal_losses, "samples": _equal_samples}
+
+
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The results as lines of text."""
-    head = ("case", "side", "parameters", "ms/step", "ratio", "p10", "p90", "fastest")
+    head = ("case", "side", "parameters", "ms/step", "images/s")
+    head += ("ratio", "p10", "p90", "fastest")
     rows: list[tuple[str, ...]] = [head]
     for result in results:
         for side, ms in result["ms_per_step"].items():
             ratio = result["ratios"].get(side, {})
             told = [f"{value:.2f}" for value in ratio.values()]
-            size = f"{result['num_parameters']:,}"
-            rows.append((result["case"], side, size, f"{ms:.3f}", *told))
+            size = f"{result['num_parameters'][side]:,}"
+            speed = f"{ms:.3f}", f"{result['images_per_s'][side]:,.1f}"
+            rows.append((result["case"], side, size, *speed, *told))
     widths = [max(len(r[i]) for r in rows if i < len(r)) for i in range(len(head))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))

@@ -248,7 +248,7 @@ MAKERS = {"mlp": _vae, "conv": _vae, "unet": _unet}
 
 
 class Side:
-    """`advance(updates)`; `losses` of the first updates from jaxgen's parameters.
+    """`advance(updates)`; `checked`, losses of the first from jaxgen's parameters.
 
     Args:
         case: What is trained.
@@ -273,13 +273,12 @@ class Side:
         self._optimizer = torch.optim.Adam(
             trained, lr=cases.LEARNING_RATE, betas=cases.BETAS, fused=True
         )
-        self._batches = _batches(len(images), case.batch_size)
+        self._batches = batches(len(images), case.batch_size)
         self._reads_loss = side == "pythae"  # as its trainer does after every update
         self.num_parameters = sum(p.numel() for p in model.parameters())
         batch, eps = (torch.from_numpy(reference[n]) for n in ("batch", "eps"))
-        self.losses = [
-            self._update(batch, eps).item() for _ in range(cases.CHECKED_UPDATES)
-        ]
+        updates = range(cases.CHECKED_UPDATES)
+        self.checked = {"losses": [self._update(batch, eps).item() for _ in updates]}
         self.settings = {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -300,7 +299,8 @@ class Side:
         return loss.detach()
 
 
-def _batches(num_examples: int, batch_size: int) -> Iterator[Tensor]:
+def batches(num_examples: int, batch_size: int) -> Iterator[Tensor]:
+    """Indices of shuffled batches, without end."""
     while True:
         order = torch.randperm(num_examples)
         for start in range(0, num_examples - batch_size + 1, batch_size):

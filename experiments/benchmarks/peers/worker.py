@@ -25,11 +25,11 @@ def main() -> None:
     # What libraries print goes to the screen, not into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    is_ours = name == "jaxgen"
-    module = importlib.import_module("jax_side" if is_ours else "torch_side")
     case = cases.case(case_name, smoke=bool(smoke))
+    module = importlib.import_module(case.module(name))
     side = module.Side(case, name, Path(folder))
-    told = {key: getattr(side, key) for key in ("num_parameters", "losses", "settings")}
+    told = {"num_parameters": side.num_parameters, "settings": side.settings}
+    told |= side.checked
     updates = _long_enough(side, 0.0 if smoke else MIN_SECONDS)
     _write(answers, {**told, "updates": updates})
     for line in sys.stdin:
