@@ -54,9 +54,12 @@ def truth(target, x0, eps, alpha, sigma, sigma_data):
         skip = sigma_data**2 / (noise**2 + sigma_data**2)
         out = noise * sigma_data / np.sqrt(noise**2 + sigma_data**2)
         return (x0 - skip * x) / out
-    return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "velocity": eps - x0}[
-        target
-    ]
+    return {
+        "x0": x0,
+        "eps": eps,
+        "v": (alpha * eps - sigma * x0) / np.hypot(alpha, sigma),
+        "velocity": eps - x0,
+    }[target]
 
 
 # ---- targets

@@ -16,6 +16,8 @@ NETS = {
     "unet_patch_2": lambda **told: UNet(widths=(8,), patch=2, num_blocks=1, **told),
 }
 
+QUICK = ["transformer", "unet_patch_2", pytest.param("unet", marks=pytest.mark.slow)]
+
 
 def randomised(params, key=0):
     """Parameters of which none is zero: a zero output layer hides everything."""
@@ -49,7 +51,7 @@ def test_patches_are_undone_by_unpatched(shape, size):
     np.testing.assert_array_equal(back, h)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize(
     "shape", [(9, 13, 2), pytest.param((12, 8, 3), marks=pytest.mark.slow)]
 )
@@ -61,7 +63,7 @@ def test_denoisers_take_any_size_and_start_at_zero(name, shape):
     assert np.all(applied(net, {"params": randomised(params)}, x, jnp.ones(3)))
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", QUICK)
 def test_denoisers_hear_noise_class_and_interval(name):
     net, x, params = made(name, num_classes=4, has_interval=True)
     variables = {"params": randomised(params)}

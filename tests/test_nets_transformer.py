@@ -77,6 +77,7 @@ def test_attention_takes_any_number_of_channels(channels):
     assert outputs.shape == h.shape
 
 
+@pytest.mark.slow
 def test_transformer_sees_every_pixel_from_every_pixel():
     net, x, params = made()
     variables = {"params": randomised(params)}
@@ -110,6 +111,7 @@ def test_places_differ_and_name_the_row_first(sides):
     np.testing.assert_array_equal(grid[:1, :, 32:] + 0 * grid[..., 32:], grid[..., 32:])
 
 
+@pytest.mark.slow
 def test_first_layer_reaches_the_last_by_its_own_skip():
     """With every merge blind to h, the output is what the first layer gave."""
     net, x, params = made()
@@ -151,6 +153,7 @@ def test_transformer_layers_differ_at_first():
     assert not np.any(kernel[0] == kernel[1])
 
 
+@pytest.mark.slow
 def test_transformer_learns_in_every_parameter():
     """Zero gates and a zero output keep no parameter from its gradient for long."""
     net, x, params = made()
@@ -173,6 +176,7 @@ def test_transformer_learns_in_every_parameter():
     assert dead == []
 
 
+@pytest.mark.slow
 def test_transformer_tangent_is_the_derivative():
     # The waves of the noise level are fast: the third derivative is about 1e7.
     with jax.enable_x64(True):

@@ -172,6 +172,7 @@ def test_write_says_in_one_line_that_it_cannot(tmp_path, kept):
         snapshots.write(tmp_path / "file" / "averages", 1, WIDTHS, averages, every=1)
 
 
+@pytest.mark.slow
 def test_a_run_rebuilds_what_another_run_has_tracked(tmp_path):
     """Two runs of one seed: of one 0.05 and 0.1 are stored, of the other 0.08 kept."""
     from jaxgen import data
