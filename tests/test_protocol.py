@@ -21,7 +21,8 @@ SHAPE = (8, 8, 1)
 
 def bound(family, **train):
     cls = models.FAMILIES[family].config_class
-    model, transform = models.FAMILIES[family].resolve(cls(), SHAPE, None)
+    small = {"widths": (8,), "blocks": 1} if family == "diffusion" else {}
+    model, transform = models.FAMILIES[family].resolve(cls(**small), SHAPE, None)
     config = configs.RunConfig(
         family=family,
         model=model,

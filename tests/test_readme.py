@@ -37,7 +37,17 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("line", commands())
+OWN = {"diffusion", "--sampler", "--likelihood"}  # words of commands of diffusion
+
+
+def marked(line):
+    """A command, among the slow tests where it compiles a denoiser."""
+    return pytest.param(
+        line, marks=[pytest.mark.slow] if OWN & set(line.split()) else []
+    )
+
+
+@pytest.mark.parametrize("line", map(marked, commands()))
 def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "PHOTOS"
@@ -53,12 +63,11 @@ def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
     for flag, value in FAST.items():
         if flag in words:
             words[words.index(flag) + 1] = value
-    tiny = ["--batch-size", "16", *TINY["diffusion" if "diffusion" in words else "vae"]]
+    tiny = ["--batch-size", "16", *TINY["diffusion" if OWN & set(words) else "vae"]]
     if words[0] == "train" and "--help" not in words:
         words += tiny if "--steps" in words else [*tiny, "--steps", "2"]
     if "RUN" in words:
-        own = {"--sampler", "--likelihood", "--one-step"} & set(words)
-        family = "diffusion" if own else "vae"
+        family = "diffusion" if OWN & set(words) else "vae"
         short = ["--batch-size", "16", *TINY[family], "--steps", "2"]
         with pytest.raises(SystemExit):
             cli.main(["train", family, *short, "--out", "RUN"])
