@@ -28,7 +28,7 @@ def made():
 def test_attention_equals_flax_where_queries_and_keys_are_normalised():
     h = jax.random.normal(jax.random.key(0), (2, 5, 12))
     ours = Attention(head_width=4)
-    params = randomised(ours.init(jax.random.key(1), h)["params"])
+    params = jax.jit(randomised)(jax.jit(ours.init)(jax.random.key(1), h)["params"])
     flax = jax.tree.map(np.asarray, params)
     names = ("query", "key", "value")
     kernels = np.split(flax["qkv"]["kernel"], 3, axis=-1)
@@ -72,26 +72,29 @@ def _peer_attention(peer, h):
 
 @pytest.mark.parametrize("channels", [5, 16, 100])
 def test_attention_takes_any_number_of_channels(channels):
-    h = jax.random.normal(jax.random.key(0), (2, 3, channels))
-    outputs, _ = Attention().init_with_output(jax.random.key(1), h)
+    h, key = jnp.ones((2, 3, channels)), jax.random.key(0)
+    outputs, _ = jax.eval_shape(Attention().init_with_output, key, h)
     assert outputs.shape == h.shape
 
 
 @pytest.mark.slow
 def test_transformer_sees_every_pixel_from_every_pixel():
     net, x, params = made()
-    variables = {"params": randomised(params)}
-    f = jax.jit(jax.jacrev(lambda x: applied(net, variables, x[None], jnp.ones(1))))
-    jacobian = np.abs(f(x[0])).reshape(x[0].size, x[0].size)
-    assert jacobian.min() > 0.0
-    assert np.median(jacobian) > 1e-3 * jacobian.max()
+    variables = {"params": jax.jit(randomised)(params)}
+    size = x[0].size
+    nudges = np.concatenate([np.zeros((1, size)), 0.1 * np.eye(size)])
+    nudged = x[:1] + nudges.reshape(size + 1, *x.shape[1:]).astype(np.float32)
+    outputs = np.asarray(applied(net, variables, nudged, jnp.ones(size + 1)))
+    effects = np.abs(outputs[1:] - outputs[:1])
+    assert effects.min() > 0.0
+    assert np.median(effects) > 1e-3 * effects.max()
 
 
 @pytest.mark.parametrize("shift", [(2, 0), (0, 2), (2, 2)])
 def test_transformer_hears_the_place_of_a_patch(shift):
     """Without `place` the outputs of moved patches are the moved outputs."""
     net, x, params = made()
-    params = randomised(params)
+    params = jax.jit(randomised)(params)
     blind = {**params, "place": jax.tree.map(jnp.zeros_like, params["place"])}
     for variables, same in (({"params": blind}, True), ({"params": params}, False)):
         outputs = applied(net, variables, x, jnp.ones(3))
@@ -111,24 +114,28 @@ def test_places_differ_and_name_the_row_first(sides):
     np.testing.assert_array_equal(grid[:1, :, 32:] + 0 * grid[..., 32:], grid[..., 32:])
 
 
-@pytest.mark.slow
+def scaled(half, layer):
+    """The parameters of one half with one layer's changed."""
+    size = len(half["mlp"]["kernel"])
+    factors = np.where(np.arange(size) == layer, 1.5, 1.0).astype(np.float32)
+    return jax.tree.map(
+        lambda p: p * factors.reshape((size,) + (1,) * (p.ndim - 1)), half
+    )
+
+
 def test_first_layer_reaches_the_last_by_its_own_skip():
-    """With every merge blind to h, the output is what the first layer gave."""
+    """With every merge blind to h, the last layer hears the first layer only."""
     net, x, params = made()
-    params = randomised(params)
-    merge = params["second"]["skip"]
-    kernel = merge["kernel"].at[:, : net.width].set(0.0)
-    params["second"]["skip"] = {**merge, "kernel": kernel}
+    # In numpy: a jax program for each shape would take most of the time.
+    params = jax.tree.map(np.array, jax.jit(randomised)(params))
+    params["second"]["skip"]["kernel"][:, : net.width] = 0.0
     base = applied(net, {"params": params}, x, jnp.ones(3))
-    for layer, reaches in ((0, True), (1, False)):
-        first = jax.tree.map(lambda p, i=layer: p.at[i].multiply(1.5), params["first"])
-        second = jax.tree.map(
-            lambda p, i=layer: p.at[i].multiply(1.5), params["second"]
+    for half, layer in (("first", 0), ("first", 1), ("second", 0), ("second", 1)):
+        changed = {**params, half: scaled(params[half], layer)}
+        outputs = applied(net, {"params": changed}, x, jnp.ones(3))
+        assert np.any(outputs != base) == (
+            (half, layer) in {("first", 0), ("second", 1)}
         )
-        outputs = applied(net, {"params": {**params, "second": second}}, x, jnp.ones(3))
-        assert np.any(outputs != base) == (layer == 1)
-        outputs = applied(net, {"params": {**params, "first": first}}, x, jnp.ones(3))
-        assert np.any(outputs != base) == reaches
 
 
 def test_transformer_program_does_not_grow_with_depth():
@@ -182,7 +189,9 @@ def test_transformer_tangent_is_the_derivative():
     with jax.enable_x64(True):
         _, x, params = made()
         net = network(remat=True)
-        params = jax.tree.map(lambda p: p.astype(jnp.float64), randomised(params))
+        params = jax.tree.map(
+            lambda p: p.astype(jnp.float64), jax.jit(randomised)(params)
+        )
         x = x.astype(jnp.float64)
         f = functools.partial(applied, net, {"params": params})
         at = (x, jnp.full(3, 0.3, jnp.float64))
