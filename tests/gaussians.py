@@ -19,7 +19,7 @@ from jaxgen import schedules
 @functools.cache
 def grid(schedule, num):
     """`[num]` times in float64, from noise to data, that every schedule reaches."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64():
+    with jax.enable_x64(), jax.ensure_compile_time_eval():
         times = jax.jit(
             lambda: schedules.karras_times(
                 schedule, num, sigma_min=0.02, sigma_max=50.0

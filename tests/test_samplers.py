@@ -10,11 +10,14 @@ from gaussians import Gaussian, Mixture, grid, side_by_side
 from jaxgen import samplers, schedules
 
 SCHEDULES = {name: make() for name, make in schedules.SCHEDULES.items()}
-STOCHASTIC = {
-    "ddpm": {},
-    "ddim": {"eta": 0.6},
-    "stochastic": {"churn_max": np.inf, "churn_min": 0.0},
-}
+EVERY_SCHEDULE = pytest.mark.parametrize(
+    "name",
+    [
+        "edm",
+        "rectified_flow",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("cosine", "ddpm", "ve")),
+    ],
+)
 GAUSSIAN = Gaussian.random(3)
 MIXTURE = Mixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), np.array([0.2, 0.4]))
 
@@ -51,7 +54,7 @@ def keys_of(num, seed=0):
     return jax.random.split(jax.random.key(seed), num)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@EVERY_SCHEDULE
 def test_solvers_have_their_order_on_a_gaussian_and_a_mixture(name, x64):
     schedule = SCHEDULES[name]
     denoise = side_by_side(GAUSSIAN.denoise(schedule), 3, MIXTURE.denoise(schedule))
@@ -83,7 +86,7 @@ def test_solvers_have_their_order_on_a_gaussian_and_a_mixture(name, x64):
 @pytest.mark.parametrize(
     ("sampler", "num_channels", "name"),
     [
-        ("ddpm", 1, "ddpm"),
+        ("ddpm", 1, "edm"),
         ("ddim", 2, "cosine"),
         ("euler", 3, "ve"),
         ("heun", 1, "edm"),
@@ -142,15 +145,13 @@ def test_samplers_count_their_calls():
         jax.debug.callback(lambda t: calls.append(float(t)), t)
         return 0.5 * x
 
-    expected = {"heun": 13, "stochastic": 13}
-    for name in samplers.SAMPLERS:
-        for clean, fewer in ((True, 0), (False, 1)):
-            calls.clear()
-            times = grid(schedule, 7)
-            options = {"schedule": schedule, "times": times, "clean": clean}
-            sample(name, denoise, jnp.ones((2, 3)), keys_of(2), **options)
-            jax.effects_barrier()
-            assert len(calls) == expected.get(name, 7) - fewer, name
+    expected = {"ddpm": 7, "dpmpp_2m": 7, "heun": 13, "stochastic": 13}
+    for name, clean in [*((name, True) for name in expected), ("heun", False)]:
+        calls.clear()
+        options = {"schedule": schedule, "times": grid(schedule, 7), "clean": clean}
+        sample(name, denoise, jnp.ones((2, 3)), keys_of(2), **options)
+        jax.effects_barrier()
+        assert len(calls) == expected[name] - (not clean), name
 
 
 def affine(sampler, schedule, here, there, *, num=1, **knobs):
@@ -171,10 +172,15 @@ def affine(sampler, schedule, here, there, *, num=1, **knobs):
     return (step(1.0, 0.0) - new)[0], (step(0.0, 1.0) - new)[0], new
 
 
-def all_steps(sampler, schedule, times, **knobs):
-    """`affine` of every step of a grid, `[steps]` and `[steps, num]`."""
-    each = jax.vmap(lambda a, b: affine(sampler, schedule, a, b, **knobs))
-    return jax.jit(each)(times[:-1], times[1:])
+def all_steps(schedule, times, *cases, num=1):
+    """For each (sampler, knobs) `affine` of every step, `[steps]` and `[steps, num]`."""
+
+    def each(here, there):
+        return [
+            affine(s, schedule, here, there, num=num, **knobs) for s, knobs in cases
+        ]
+
+    return jax.jit(jax.vmap(each))(times[:-1], times[1:])
 
 
 def test_ddpm_has_the_posterior_of_ddpm_at_all_1000_steps(x64):
@@ -187,9 +193,10 @@ def test_ddpm_has_the_posterior_of_ddpm_at_all_1000_steps(x64):
     np.testing.assert_allclose(of_x0 + of_x * np.sqrt(after), np.sqrt(before))
     np.testing.assert_allclose(of_x**2 * (1 - after) + small, 1 - before)
 
+    cases = [("ddpm", {"variance": variance}) for variance in ("small", "large")]
     times = schedules.respaced_times(1000)
-    for variance, expected in (("small", small), ("large", beta)):
-        got = all_steps("ddpm", schedules.DDPM(), times, num=2000, variance=variance)
+    both = all_steps(schedules.DDPM(), times, *cases, num=2000)
+    for got, expected in zip(both, (small, beta), strict=True):
         np.testing.assert_allclose(got[0][::-1], of_x, rtol=1e-8)
         np.testing.assert_allclose(got[1][::-1], of_x0, rtol=1e-8)
         # The noise is the same in all of them but for its scale: judge it all at once.
@@ -199,32 +206,32 @@ def test_ddpm_has_the_posterior_of_ddpm_at_all_1000_steps(x64):
         assert abs(np.var(scaled[0]) - 1) < 5 * np.sqrt(2 / 2000)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@EVERY_SCHEDULE
 def test_ddim_keeps_the_marginals_for_every_eta(name, x64):
     schedule, times = SCHEDULES[name], grid(SCHEDULES[name], 12)
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-    unit = all_steps("ddim", schedule, times, eta=1.0)[2]
+    etas = (0.0, 0.3, 1.0)
+    cases = [("ddim", {"eta": eta}) for eta in etas]
+    *family, ddpm = all_steps(schedule, times, *cases, ("ddpm", {}))
     ratio = (alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])) ** 2
     new = sigma[1:] ** 2 * (1 - ratio)
-    for eta in (0.0, 0.3, 1.0):
-        of_x, of_x0, noise = all_steps("ddim", schedule, times, eta=eta)
-        np.testing.assert_allclose(noise, eta * unit, rtol=1e-7)
+    for eta, (of_x, of_x0, noise) in zip(etas, family, strict=True):
+        np.testing.assert_allclose(noise, eta * ddpm[2], rtol=1e-7)
         np.testing.assert_allclose(of_x * alpha[:-1] + of_x0, alpha[1:])
         variance = of_x**2 * sigma[:-1] ** 2 + eta**2 * new
         np.testing.assert_allclose(variance, sigma[1:] ** 2)
-    other = all_steps("ddpm", schedule, times)
-    for got, expected in zip((of_x, of_x0, noise), other, strict=True):
+    for got, expected in zip(family[-1], ddpm, strict=True):
         np.testing.assert_allclose(got, expected)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@EVERY_SCHEDULE
 def test_ddim_without_noise_is_the_first_order_of_dpmpp(name, x64):
     schedule, times = SCHEDULES[name], grid(SCHEDULES[name], 12)
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     gained = np.diff(np.log(alpha / sigma))
     expected = sigma[1:] / sigma[:-1], -alpha[1:] * np.expm1(-gained)
-    for sampler in ("ddim", "euler", "dpmpp_2m"):
-        got = all_steps(sampler, schedule, times)
+    cases = [(sampler, {}) for sampler in ("ddim", "euler", "dpmpp_2m")]
+    for got in all_steps(schedule, times, *cases):
         np.testing.assert_allclose(got[0], expected[0])
         np.testing.assert_allclose(got[1], expected[1])
         assert not got[2].any()

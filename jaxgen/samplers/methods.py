@@ -206,8 +206,7 @@ def stochastic(
         churn: Amount of noise over all N steps; with 0 it is `heun`.
         churn_min: Least sigma / alpha to which noise is added.
         churn_max: Greatest, infinity excluded.
-        noise_scale: Standard deviation of the added noise relative to what is right; a
-            little above 1 makes up for networks that take away too much.
+        noise_scale: Of its standard deviation; over 1 if networks take away too much.
 
     Returns:
         `Chain`.
