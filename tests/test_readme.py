@@ -47,7 +47,7 @@ def marked(line):
     )
 
 
-@pytest.mark.parametrize("line", map(marked, commands()))
+@pytest.mark.parametrize("line", [marked(line) for line in commands()])
 def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "PHOTOS"

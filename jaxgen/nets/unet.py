@@ -59,16 +59,16 @@ class UNet(nn.Module):
         for level, width in enumerate(self.widths):
             if level:
                 h = nn.Dense(width)(patches(h))
-            h = self._level(h, told, width)
+            h = self._level(h, told, width, f"down_{level}")
             skips.append(h)
-        h = self._block(h, told, self.widths[-1])
+        h = self._block(h, told, self.widths[-1], "middle")
         for level in reversed(range(len(self.widths))):
             width, skip = self.widths[level], skips[level]
             if h.shape[1:3] != skip.shape[1:3] or h.shape[-1] != width:
                 h = unpatched(nn.Dense(4 * width)(h))
                 h = h[:, : skip.shape[1], : skip.shape[2]]
             h = nn.Dense(width)(jnp.concatenate([h, skip], axis=-1))
-            h = self._level(h, told, width)
+            h = self._level(h, told, width, f"up_{level}")
         h = nn.silu(nn.LayerNorm(name="output_norm")(h))
         h = Conv(
             x.shape[-1] * self.patch**2,
@@ -79,15 +79,16 @@ class UNet(nn.Module):
         )(h)
         return unpatched(h, self.patch)[:, : x.shape[1], : x.shape[2]]
 
-    def _level(self, h: Array, told: Array, width: int) -> Array:
-        for _ in range(self.num_blocks):
-            h = self._block(h, told, width)
+    def _level(self, h: Array, told: Array, width: int, name: str) -> Array:
+        for number in range(self.num_blocks):
+            h = self._block(h, told, width, f"{name}_{number}")
         return h
 
-    def _block(self, h: Array, told: Array, width: int) -> Array:
+    def _block(self, h: Array, told: Array, width: int, name: str) -> Array:
         attends = h.shape[1] <= self.attention_side
         kind = nn.remat(Block) if self.remat else Block
-        return kind(width, attends, self.jvp)(h, told)
+        # A name of its own: with remat a block would be named after another class.
+        return kind(width, attends, self.jvp, name=name)(h, told)
 
 
 class Block(nn.Module):
