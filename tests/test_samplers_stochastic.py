@@ -91,18 +91,20 @@ def variance_at(schedule, t):
     ],
 )
 def test_samplers_with_noise_come_to_the_data_as_steps_get_shorter(name, schedule, x64):
-    knobs, gaps = KNOBS[name], []
-    if name == "stochastic":  # Enough for the greatest share of noise in every step.
-        knobs = {**knobs, "churn": 10.0}
-    grids = grid(schedule, 33), grid(schedule, 129)
-    both = linear_steps(name, LINE.denoise(schedule), schedule, *grids, **knobs)
-    for times, steps in zip(grids, both, strict=True):
+    gaps = []
+    for num in (33, 129):
+        # As far as noise of 0.4, where all of the sampler matters.
+        times, knobs = grid(schedule, num)[: round(0.75 * num)], KNOBS[name]
+        if name == "stochastic":  # A chain of two times at a time: see `linear_steps`.
+            knobs = {**knobs, "churn": 2 * 5 / num}
+        (steps,) = linear_steps(name, LINE.denoise(schedule), schedule, times, **knobs)
         assert (abs(steps[1]) > 0).all()
         ratio = carried(steps, variance_at(schedule, times[0]))
         ratio = ratio / variance_at(schedule, times[-1])
         gaps.append(0.5 * (ratio - 1 - np.log(ratio)))
-    assert gaps[0] < 0.03, gaps
-    assert gaps[1] < gaps[0] / 4, gaps  # The KL divergence falls at least like 1 / N.
+    assert gaps[0] < (1e-4 if name == "stochastic" else 0.01), gaps
+    # A variance that is wrong by 1 / N is a KL divergence of 1 / N^2.
+    assert gaps[1] < gaps[0] / 8, gaps
 
 
 def test_the_noise_of_steps_and_examples_is_independent():
