@@ -59,3 +59,18 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("sets")
     return {f: write_tiny_set(root / f, file_format=f) for f in FORMATS}
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64():
+        yield
+
+
+@pytest.fixture
+def plain_errors():
+    """Our own messages: in the test run beartype would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

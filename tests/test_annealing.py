@@ -5,7 +5,6 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import linear_gaussian
 import numpy as np
 import pytest
@@ -52,14 +51,6 @@ def both(num_temperatures):
 
 def error(values):
     return values.std(ddof=1) / np.sqrt(len(values))
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- the estimates

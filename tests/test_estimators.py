@@ -3,7 +3,6 @@
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,14 +13,6 @@ from jaxgen import estimators
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 MASK = np.float32([1, 1, 0, 1, 0])

@@ -3,7 +3,6 @@
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,14 +13,6 @@ from jaxgen import likelihoods
 
 KEY = jax.random.key(0)
 SHAPE = (4, 2, 3, 2)  # B, H, W, C
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Every likelihood, with data of its own kind.

@@ -4,7 +4,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -17,14 +16,6 @@ MEAN = np.array([0.3, -0.2, 0.5])
 TURN, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
 STDS = np.array([0.2, 0.7, 1.5])
 COVARIANCE = TURN @ np.diag(STDS**2) @ TURN.T
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def best_denoiser(x_t, alpha, sigma):

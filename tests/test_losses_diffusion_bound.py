@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -20,14 +19,6 @@ LEARNED = schedules.LearnedGamma.init(
     jax.random.key(3), log_snr_max=11.0, log_snr_min=-5.0
 )
 CASES = {**{n: make() for n, make in schedules.SCHEDULES.items()}, "learned": LEARNED}
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def bound(schedule, x, keys, **options):

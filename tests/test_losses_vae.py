@@ -6,7 +6,6 @@ import sys
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -46,14 +45,6 @@ CASES = {
 def case(request):
     function, num, shape = CASES[request.param]
     return function, tuple(normal(*shape, seed=i + 1) for i in range(num))
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- all functions

@@ -4,7 +4,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import jax.scipy.stats.norm as normal
-import jaxtyping
 import numpy as np
 import pytest
 from gaussians import Gaussian, Mixture
@@ -15,20 +14,6 @@ from jaxgen import estimators, probability_flow, schedules
 EDM, FLOW, DDPM = schedules.EDM(), schedules.RectifiedFlow(), schedules.DDPM()
 GAUSSIAN = Gaussian.random(3, mean=0.0)
 MIXTURE = Mixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), np.array([0.2, 0.4]))
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64():
-        yield
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def grid(schedule, num):

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from gaussians import Gaussian, Mixture, grid, side_by_side
@@ -20,20 +19,6 @@ EVERY_SCHEDULE = pytest.mark.parametrize(
 )
 GAUSSIAN = Gaussian.random(3)
 MIXTURE = Mixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), np.array([0.2, 0.4]))
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64():
-        yield
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def sample(name, denoise, x, keys=None, *, schedule, times, **knobs):

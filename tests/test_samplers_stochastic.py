@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from gaussians import Gaussian, grid
@@ -16,20 +15,6 @@ KNOBS = {
     "stochastic": {"churn_max": np.inf, "churn_min": 0.0, "noise_scale": 1.0},
 }
 LINE = Gaussian(np.zeros(1), np.eye(1), np.array([0.5]))
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64():
-        yield
-
-
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def keys_of(num, seed=0):

@@ -12,16 +12,6 @@ CASES["learned"] = schedules.LearnedGamma.init(jax.random.key(1))
 INSIDE = np.linspace(0.001, 0.999, 999)
 
 
-@pytest.fixture
-def plain_errors():
-    """Our own messages: in the test run beartype would speak first."""
-    import jaxtyping
-
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.fixture(params=sorted(CASES))
 def schedule(request):
     return CASES[request.param]
