@@ -125,6 +125,9 @@ def _prepare(
         stack.enter_context(run.locked())
         runs.append(run)
         changes.append(_changes(run, each, dataset) if run.exists() else None)
+        given = each.config.train.init_from
+        if given is not None and changes[-1] is None:
+            session.load(Path(given))  # to be refused before anything is written
     for run, each, changed in zip(runs, bound, changes, strict=True):
         if changed is None:
             run.create(each.config)
