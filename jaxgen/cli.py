@@ -66,7 +66,10 @@ class PlanOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """Draws images from a run; image i depends on (seed, i) only."""
+    """Draws images from a run; image i depends on (seed, i) only.
+
+    `jaxgen sample RUN --help` also shows what this run's model lets one choose anew.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
@@ -82,7 +85,10 @@ class SampleOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Judges a run on the test split; writes RUN/evaluation.json and the report."""
+    """Judges a run on the test split; writes RUN/evaluation.json and the report.
+
+    `jaxgen evaluate RUN --help` also shows what this run's model lets one choose anew.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""

@@ -152,7 +152,9 @@ def test_simple_weight_is_the_squared_error_of_the_target():
         x0, eps, alpha, sigma = noisy(50)
         x0_hat = x0 + np.random.default_rng(3).normal(size=x0.shape)
         for target in diffusion.TARGETS:
-            a, s = (1 - sigma, sigma) if target == "velocity" else (alpha, sigma)
+            # Schedules on which alpha^2 + sigma^2 is 1, and on which it is not.
+            others = {"velocity": 1 - sigma, "v": np.ones_like(sigma)}
+            a, s = others.get(target, alpha), sigma
             x_t = diffusion.noised(x0, eps, a, s)
             goal, got = (
                 diffusion.from_x0(x, x_t, a, s, target=target, sigma_data=0.6)

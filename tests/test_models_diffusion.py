@@ -37,6 +37,16 @@ def made(x, **options):
     return config, model, params
 
 
+def randomised(params):
+    """Of a network none of whose parameters is zero."""
+    leaves, tree = jax.tree.flatten(params["net"])
+    noise = [
+        leaf + 0.2 * jax.random.normal(jax.random.key(i), leaf.shape)
+        for i, leaf in enumerate(leaves)
+    ]
+    return {**params, "net": tree.unflatten(noise)}
+
+
 def keys(num, seed=5):
     return indexed_keys(jax.random.key(seed), jnp.arange(num))
 
@@ -72,6 +82,26 @@ def test_before_training_it_is_the_best_linear_denoiser(schedule):
         variance = params["sigma_data"] ** 2
         expected = alpha * variance / (alpha**2 * variance + sigma**2) * x
         np.testing.assert_allclose(denoise(x, t), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "predicts",
+    ["v", *(pytest.param(p, marks=SLOW) for p in ("edm", "x0", "eps", "velocity"))],
+)
+def test_it_is_one_denoiser_on_every_schedule(predicts):
+    """D depends on x_t / alpha and sigma / alpha only, whatever is predicted."""
+    x = images(2)
+    config, _, params = made(x, predicts=predicts)
+    params = randomised(params["denoiser"])
+    estimates = []
+    for make in schedules.SCHEDULES.values():
+        schedule = make()
+        t = schedule.inverse(jnp.float32(-1.0))
+        denoise = jax.jit(net.denoiser(config, params, schedule=schedule))
+        estimates.append(denoise(schedule.alpha(t) * x, t))
+    for other in estimates[1:]:
+        np.testing.assert_allclose(other, estimates[0], rtol=1e-2, atol=5e-3)
+    assert np.std(estimates[0] - x) > 0.05
 
 
 @pytest.mark.parametrize("likelihood", ["ode", "vlb"])
@@ -195,12 +225,7 @@ def test_training_lowers_the_loss_of_every_kind(options):
 def test_labels_are_told_dropped_and_chosen():
     x = images(8)
     config, model, params = made(x, num_classes=3, conditional=True)
-    leaves, tree = jax.tree.flatten(params["denoiser"]["net"])
-    noise = [
-        leaf + 0.2 * jax.random.normal(jax.random.key(i), leaf.shape)
-        for i, leaf in enumerate(leaves)
-    ]
-    params["denoiser"]["net"] = tree.unflatten(noise)
+    params = {"denoiser": randomised(params["denoiser"])}
     z = model.prior(keys(8))
 
     def drawn(condition=None, **sampling):

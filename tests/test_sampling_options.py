@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_another_sampler(run, capsys):
     argv = ["train", "diffusion", *TINY, "--sampler", "heun", "--steps", "64"]
     status, _, err = call(capsys, *argv, "--out", run)
     assert status == 0
-    assert "changed since the run began: model.sampling.sampler: None -> heun" in err
+    assert "changed since the run began: model.sampling.sampler: auto -> heun" in err
 
 
 def test_a_dry_run_knows_the_class(capsys, tmp_path, monkeypatch):

@@ -18,11 +18,10 @@ SMALLEST = 8  # pixels a side
 class Sampling:
     """How a trained model is sampled and judged; may be chosen anew at any time."""
 
-    sampler: (
-        Literal["dpmpp_2m", "heun", "euler", "ddim", "ddpm", "stochastic", "mean_flow"]
-        | None
-    ) = None
-    """From noise to data; by default dpmpp_2m, and mean_flow after --one-step."""
+    sampler: Literal[
+        "auto", "dpmpp_2m", "heun", "euler", "ddim", "ddpm", "stochastic", "mean_flow"
+    ] = "auto"
+    """From noise to data; auto is dpmpp_2m, and mean_flow after --one-step."""
     num_steps: int | None = None
     """Steps of the sampler (heun and stochastic take two evaluations a step); by default
     1000 for ddpm, 50 for ddim and euler, 18 for heun, 64 for stochastic, 20 for dpmpp_2m, 1
@@ -161,7 +160,7 @@ class DiffusionConfig:
             raise UserError(f"--label must be in 0 .. {num - 1}, got {label}")
         if sampling.sampler == "mean_flow" and not self.one_step:
             raise UserError("--sampler mean_flow needs a model trained with --one-step")
-        by_mean_flow = self.one_step and sampling.sampler in (None, "mean_flow")
+        by_mean_flow = self.one_step and sampling.sampler in ("auto", "mean_flow")
         if by_mean_flow and sampling.guidance != 1:
             raise UserError("--guidance is not for the sampler mean_flow")
 

@@ -71,8 +71,9 @@ def labels(config: DiffusionConfig, condition: Any, keys: Array) -> Array | None
 
 
 def _sampler(config: DiffusionConfig) -> tuple[str, int]:
-    default = "mean_flow" if config.one_step else "dpmpp_2m"
-    name = config.sampling.sampler or default
+    name = str(config.sampling.sampler)
+    if name == "auto":
+        name = "mean_flow" if config.one_step else "dpmpp_2m"
     return name, config.sampling.num_steps or NUM_STEPS[name]
 
 

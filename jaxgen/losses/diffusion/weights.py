@@ -26,8 +26,8 @@ def loss_weight(
     """The weight of |x_0 - x0_hat|^2, with SNR = exp(log_snr).
 
     - "simple": 1 for the squared error of the target itself. That is 1 for "x0", SNR
-      for "eps", SNR + 1 for "v" (at alpha^2 + sigma^2 = 1; every schedule can be scaled
-      to that), (1 + sqrt SNR)^2 for "velocity", SNR + 1 / sigma_data^2 for "edm".
+      for "eps", SNR + 1 for "v", (1 + sqrt SNR)^2 for "velocity", SNR + 1 /
+      sigma_data^2 for "edm".
     - "min_snr": min(SNR, gamma), for any target.
     - "edm": SNR + 1 / sigma_data^2, for any target.
     - "vlb": SNR / 2, the variational bound, and "sigmoid": that of SiD2, exp(bias)
