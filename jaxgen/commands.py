@@ -26,6 +26,7 @@ from jaxgen.train import (
     assembly,
     checkpoint,
     loop,
+    parallel,
     pictures,
     processes,
     rundir,
@@ -49,6 +50,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
         raise UserError(f"--num-seeds must be at least 1, got {options.num_seeds}")
     _check_seed(config.train.seed + options.num_seeds - 1)
     processes.start(launch)
+    parallel.count_cpu_as(config.train.devices)
     dataset = data.open_dataset(config.data)
     for note in dataset.notes:
         say(note)
@@ -180,6 +182,7 @@ def bench(config: configs.RunConfig, options: Any) -> int:
     """Measures training speed and tells it; returns the exit status."""
     if options.repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {options.repeats}")
+    parallel.count_cpu_as(config.train.devices)
     result = throughput.measure(
         config, repeats=options.repeats, profile=options.profile
     )

@@ -1,6 +1,7 @@
 """A run that is stopped, prolonged or harmed: the same command continues it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -115,6 +116,21 @@ def test_a_damaged_run_says_which_checkpoint(tmp_path, capsys):
     status, _, err = call(capsys, "train", "vae", *SHORT, "--out", path)
     assert status == 0
     assert "continuing from step 8" in err
+
+
+def test_devices_of_a_cpu_are_as_many_as_are_asked_for(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    argv = ["train", "vae", *SHORT, "--devices", "2", "--out", tmp_path / "r"]
+    done = jaxgen(*argv, env=environment)
+    _, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    told = json.loads((tmp_path / "r" / "environment.json").read_text())
+    assert told["devices"] == ["cpu", "cpu"]
+    # What the environment says stands: there is one, and the line says so.
+    done = jaxgen(*argv, env={**environment, "JAX_NUM_CPU_DEVICES": "1"})
+    _, err = done.communicate(timeout=300)
+    assert done.returncode == 2
+    assert err.strip() == "jaxgen: --devices 2: this machine has 1 (cpu)"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from test_loop import leaves
 
 RUNS = {
-    "vae": (20, "--hidden 8 --latent-dim 2 --mixture 1 --steps 3000"),
+    "vae": (10, "--hidden 8 --latent-dim 2 --mixture 1 --steps 3000"),
     "diffusion": (3, "--widths 8 --blocks 1 --num-steps 2 --steps 400"),
 }
 

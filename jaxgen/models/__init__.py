@@ -49,6 +49,7 @@ FAMILIES = {
         MappingProxyType(
             {
                 "batch_size": 64,
+                "steps": 800,
                 "optimizer": "muon",
                 "learning_rate": 4e-3,
                 "schedule": "linear",

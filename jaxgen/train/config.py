@@ -58,7 +58,7 @@ class TrainConfig:
     parallel: Literal["sharded", "fsdp", "pmap"] = "sharded"
     """How an update is split over devices: by XLA, the state too, or by jax.pmap."""
     devices: int = 0
-    """How many devices share a batch; 0 for all accelerators, or one CPU."""
+    """How many devices share a batch, a CPU as so many; 0 for all accelerators or one CPU."""
     steps_per_dispatch: int = 0
     """Updates in one compiled program run; 0 chooses."""
     accumulate: int = 1

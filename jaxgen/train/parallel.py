@@ -9,7 +9,9 @@ A dispatch does up to `num_steps` updates inside one program, so that the host i
 waited for; how many is an argument, so that there is one program for all.
 """
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -276,6 +278,22 @@ class Layout:
 
     def _sharding(self, spec: P) -> NamedSharding:
         return NamedSharding(self._mesh, spec)
+
+
+def count_cpu_as(num_devices: int) -> None:
+    """Lets JAX count this machine's CPU as so many devices; before any is used.
+
+    Nothing changes where the environment says how many there are, where JAX has begun,
+    or in one of several processes, which bring a device each.
+    """
+    config: Any = jax.config  # whose attributes pyright does not know
+    is_said = config.jax_num_cpu_devices >= 0 or (
+        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    )
+    if num_devices < 2 or is_said or jax.distributed.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has begun
+        jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def _choose(num_devices: int, given: Sequence[Any] | None) -> list[Any]:

@@ -3,7 +3,7 @@ r"""Speed of a training step in jaxgen and in its peers: one model, batch and op
     python -m pip install torch==2.13.0 torchvision==0.28.0 \
         --index-url https://download.pytorch.org/whl/cpu
     python -m pip install -e ".[peers]"
-    python experiments/benchmarks/peers [CASE ...] [--rounds 20] [--out FILE]
+    python experiments/benchmarks/peers [CASE ...] [--rounds 20] [--devices 2] [--out FILE]
 
 The first command is for the build without CUDA; where `torch==2.13.0+cpu` is on pip's
 own index the second alone takes it. `compiled` needs g++. A ratio above 1 says how many
@@ -14,6 +14,9 @@ The networks of `diffusion` (an update) and `sampling` (a batch by DPM-Solver++(
 steps) are each library's own, of the same widths: they are checked to have about as many
 parameters, and the samplers to agree where an exact denoiser takes the network's place.
 `mflop_forward` in the JSON is what a network's call costs for one image.
+
+With `--devices 2` jaxgen shares the batch over two halves of the CPU, where torch has two
+threads.
 
 Every side has a process of its own and sleeps while another is timed: rounds of A B C,
 A B C. Alone and in turns the figures agreed (jaxgen's 784-512-16 VAE 4.6 and 4.3 ms,
@@ -87,9 +90,9 @@ def main() -> None:
 
 
 def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    case = cases.case(name, smoke=options.smoke)
+    case = cases.case(name, smoke=options.smoke, devices=options.devices)
     sides = options.sides or case.sides
-    with _workers(name, sides, smoke=options.smoke) as workers:
+    with _workers(name, sides, options) as workers:
         seconds = {side: [] for side in sides}
         for _ in range(options.rounds):
             for side, worker in workers.items():
@@ -102,14 +105,14 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _workers(
-    case: str, sides: tuple[str, ...], *, smoke: bool
+    case: str, sides: tuple[str, ...], options: argparse.Namespace
 ) -> Iterator[dict[str, Worker]]:
     """Started one after the other: the first writes what the others start from."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         workers = {}
         for side in sides:
-            argv = [side, case, folder, *(["--smoke"] if smoke else [])]
-            workers[side] = Worker(argv)
+            argv = [side, case, folder, str(options.devices)]
+            workers[side] = Worker([*argv, *(["--smoke"] if options.smoke else [])])
             stack.callback(workers[side].close)
         yield workers
 
@@ -121,6 +124,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(cases.CASES))
     parser.add_argument("--rounds", type=int, default=20, help="timings of each side")
     parser.add_argument("--sides", nargs="+", help="jaxgen first; default: all")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="as which jaxgen counts the CPU"
+    )
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     parser.add_argument(
         "--smoke", action="store_true", help="tiny models, untrue times"

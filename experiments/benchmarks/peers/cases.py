@@ -29,6 +29,7 @@ class Case:
         parameters_apart: How far the sides' numbers of parameters may differ, as a
             share of jaxgen's.
         steps_per_dispatch: Of jaxgen's updates; 0 chooses.
+        devices: As which jaxgen counts the CPU and shares the batch over.
     """
 
     net: Literal["mlp", "conv", "unet", "diffusion"]
@@ -42,6 +43,7 @@ class Case:
     attention_side: int = 8
     parameters_apart: float = 0.0
     steps_per_dispatch: int = 0
+    devices: int = 1
 
     @property
     def transform(self) -> Literal["levels", "static", "dequantise"]:
@@ -94,9 +96,9 @@ CASES = {
 }
 
 
-def case(name: str, *, smoke: bool) -> Case:
+def case(name: str, *, smoke: bool, devices: int) -> Case:
     """A case by its name; at smoke size, seconds rather than minutes."""
-    full = CASES[name]
+    full = dataclasses.replace(CASES[name], devices=devices)
     if not smoke:
         return full
     if full.net == "diffusion":  # the numbers of parameters are compared

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax_side
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen import data, samplers, schedules
 from jaxgen.bench import throughput
@@ -48,7 +49,7 @@ class Side:
         else:
             self.checked = {"samples": _samples()}
             self.quantum, self._params = 1, state.params
-            self._sample = jax.jit(_sampler(session, case.batch_size))
+            self._sample = _sampler(session, case)
 
     def advance(self, number: int) -> None:
         """So many updates, a multiple of `quantum`, and one wait; or so many batches."""
@@ -71,12 +72,16 @@ def _bound(case: cases.Case) -> tuple[data.Dataset, Session]:
     return dataset, bind(resolve(config, dataset))
 
 
-def _sampler(session: Session, batch_size: int) -> Any:
+def _sampler(session: Session, case: cases.Case) -> Any:
     model = session.model
+    mesh = Mesh(np.array(jax.devices()[: case.devices]), ("batch",))
+    each = NamedSharding(mesh, PartitionSpec("batch"))
 
+    @jax.jit
     def sample(params: Any, key: Array) -> Array:
-        prior_keys, keys = sample_keys(key, jnp.arange(batch_size))
-        return model.generate(params, model.prior(prior_keys), keys)
+        prior_keys, keys = sample_keys(key, jnp.arange(case.batch_size))
+        z = jax.lax.with_sharding_constraint(model.prior(prior_keys), each)
+        return model.generate(params, z, keys)
 
     return sample
 

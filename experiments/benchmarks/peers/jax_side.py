@@ -18,7 +18,7 @@ from jaxgen.models import vae
 from jaxgen.models.base import Aux, Model, Player
 from jaxgen.nets.conv import Conv
 from jaxgen.nets.patches import patches
-from jaxgen.train import assembly
+from jaxgen.train import assembly, parallel
 from jaxgen.train import config as configs
 from jaxgen.train.session import Session, bind, num_parameters, resolve
 
@@ -58,6 +58,7 @@ class UNet(nn.Module):
 
 def run_config(case: cases.Case, family: str, model: Any) -> configs.RunConfig:
     """Training on scikit-learn's digits, Adam, nothing kept or averaged."""
+    parallel.count_cpu_as(case.devices)
     return configs.RunConfig(
         family=family,
         model=model,
@@ -77,6 +78,7 @@ def run_config(case: cases.Case, family: str, model: Any) -> configs.RunConfig:
             weight_decay=0.0,
             ema_half_life=0.0,
             steps_per_dispatch=case.steps_per_dispatch,
+            devices=case.devices,
         ),
     )
 

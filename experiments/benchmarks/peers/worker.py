@@ -1,6 +1,6 @@
 """One side in a process of its own: idle until told to time so many updates.
 
-    python worker.py SIDE CASE FOLDER [--smoke]
+    python worker.py SIDE CASE FOLDER DEVICES [--smoke]
 
 Writes one line of JSON about itself; then reads a number of updates a line and writes
 the seconds that one of them took, until its input ends.
@@ -21,11 +21,11 @@ MIN_SECONDS = 0.3  # of one timing
 
 
 def main() -> None:
-    name, case_name, folder, *smoke = sys.argv[1:]
+    name, case_name, folder, devices, *smoke = sys.argv[1:]
     # What libraries print goes to the screen, not into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    case = cases.case(case_name, smoke=bool(smoke))
+    case = cases.case(case_name, smoke=bool(smoke), devices=int(devices))
     module = importlib.import_module(case.module(name))
     side = module.Side(case, name, Path(folder))
     told = {"num_parameters": side.num_parameters, "settings": side.settings}
