@@ -13,6 +13,7 @@ _MODULES = (
     "annealing",
     "averaging",
     "bench",
+    "bijectors",
     "data",
     "estimators",
     "evaluate",

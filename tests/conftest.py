@@ -25,6 +25,7 @@ jaxtyping.install_import_hook(
             "estimators",
             "annealing",
             "averaging",
+            "bijectors",
             "probability_flow",
             "samplers",
             "schedules",
