@@ -84,6 +84,7 @@ def test_evaluate_and_the_report_tell_what_was_chosen(run, capsys):
     assert json.loads((run / "evaluation.json").read_text()) == told
     page = (run / "report.html").read_text()
     assert "--widths 8 " in page  # in the command that goes on
+    assert "--ode-steps" not in page  # it is the evaluation's, not the run's
     assert "error of the estimate of x_0 by noise level" in page
     assert "along the chain" in page
 

@@ -1,6 +1,7 @@
 """Curves as figures of a page: SVG inside HTML."""
 
 import io
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ def figure(
     ends = [
         f"{name} {formats.short(values[-1])}".strip() for name, (_, values) in named
     ]
-    last = max(positions[-1] for positions, _ in lines.values())
-    text = f"{title}: {', '.join(ends)} at {xlabel} {last:,.10g}."
+    last = float(max(positions[-1] for positions, _ in lines.values()))
+    where = f"{last:,.0f}" if last.is_integer() else f"{last:,.4g}"
+    text = f"{title}: {', '.join(ends)} at {xlabel} {where}."
     if outside:
         text += f" Outside the range shown: {outside} of {len(everything)} points."
     text = formats.text(text)
@@ -70,7 +72,7 @@ def _plot(
     """The axes as SVG, for a light page; the style of a dark one inverts it."""
     import matplotlib as mpl  # half a second: only a report needs it
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     grey, rule = "#4a4e54", "#d8d8d2"
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "jaxgen", "font.size": 9}
@@ -87,11 +89,15 @@ def _plot(
         if len(lines) > 1:
             figure.legend(loc="outside lower center", ncols=3, frameon=False)
         axes.set(ylim=limits, xlabel=xlabel, ylabel=unit)
+        title = textwrap.fill(title, 40)
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
         if log:
             axes.set_xscale("log")
-        for axis in (axes.yaxis,) if log else (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -45,7 +45,9 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
     Returns:
         The path of the page.
     """
-    run, config = loaded.run, loaded.config
+    run, config = loaded.run, loaded.run.read_config()
+    # What was trained; the model may sample or be judged in another way just now.
+    loaded = loaded._replace(config=config)
     records, evaluation = run.read_metrics(), _read_json(run.evaluation)
     given = _given(config, dataset)
     ending = "finished" if loaded.step >= config.train.steps else "not finished"

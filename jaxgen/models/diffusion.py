@@ -99,7 +99,7 @@ def make_diffusion(config: DiffusionConfig) -> Model:
             Curve(
                 "error of the estimate of x_0 by noise level, on test images",
                 "sigma / alpha",
-                "root mean square, of sigma_data",
+                "RMS / sigma_data",
                 sampling.error_by_level(config),
             ),
         ),
