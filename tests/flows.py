@@ -1,5 +1,6 @@
 """Small networks and a dict of all bijectors, for the tests of flows."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -208,6 +209,14 @@ def data(case: Case, key, batch=3, dtype=jnp.float64):
     return x, condition
 
 
-def random_params(case: Case, key, dtype=jnp.float64):
+@functools.cache
+def random_params(case: Case, dtype=jnp.float64):
+    key = jax.random.key(0)
     x, condition = data(case, key, batch=16, dtype=dtype)
-    return randomised(case.bijector.init(key, x, condition), jax.random.fold_in(key, 1))
+
+    @jax.jit
+    def made(key):
+        params = case.bijector.init(key, x, condition)
+        return randomised(params, jax.random.fold_in(key, 1))
+
+    return made(key)

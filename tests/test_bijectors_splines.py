@@ -200,7 +200,7 @@ def test_densities_of_two_dimensions_integrate_to_one_for_every_condition(name):
 def test_samples_follow_the_density():
     flow, params = CASES["autoregressive_rqs"].bijector, None
     case = CASES["autoregressive_rqs"]
-    params = random_params(case, KEY)
+    params = random_params(case)
     told = jnp.ones((4000, 2))
     z = jax.random.normal(KEY, (4000, 4))
     x, log_det = flow.to_data(params, z, told)

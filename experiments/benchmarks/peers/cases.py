@@ -96,7 +96,7 @@ CASES = {
 }
 
 
-def case(name: str, *, smoke: bool, devices: int) -> Case:
+def case(name: str, *, smoke: bool, devices: int = 1) -> Case:
     """A case by its name; at smoke size, seconds rather than minutes."""
     full = dataclasses.replace(CASES[name], devices=devices)
     if not smoke:

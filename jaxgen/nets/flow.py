@@ -1,0 +1,258 @@
+"""Networks that condition the transforms of a flow: dense, masked, causal.
+
+Each comes as a record of plain functions that `jaxgen.bijectors` takes: the last layer
+starts at zero, so that a flow starts as the identity.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgen import bijectors
+
+ZEROS = nn.initializers.zeros
+
+
+class MLP(nn.Module):
+    """`(h [B, ..., K], condition [B, D] or None) -> [B, ..., num_outputs]`.
+
+    Residual blocks of two layers after a first one, in all of which the condition takes
+    part. Zero values of h (K = 0) are allowed: the condition alone speaks then.
+
+    Attributes:
+        num_outputs: Of the last layer, which starts at zero.
+        hidden: Width of every layer.
+        num_blocks: Residual blocks.
+    """
+
+    num_outputs: int
+    hidden: int = 64
+    num_blocks: int = 1
+
+    @nn.compact
+    def __call__(self, h: Array, condition: Array | None = None) -> Array:
+        """The raw parameters of transforms."""
+        if not h.shape[-1]:  # nothing to see but a bias
+            h = jnp.ones((*h.shape[:-1], 1), h.dtype)
+        h = nn.Dense(self.hidden, name="input")(h)
+        if condition is not None:
+            told = nn.Dense(self.hidden, use_bias=False, name="condition")(condition)
+            h = h + jnp.expand_dims(told, tuple(range(1, h.ndim - 1)))
+        for number in range(self.num_blocks):
+            r = nn.Dense(self.hidden, name=f"first_{number}")(nn.silu(h))
+            h = h + nn.Dense(self.hidden, name=f"second_{number}")(nn.silu(r))
+        return nn.Dense(self.num_outputs, kernel_init=ZEROS, name="output")(nn.silu(h))
+
+
+class MaskedMLP(nn.Module):
+    """`(x [B, D], condition) -> [B, P D]`, of value i only what is before i told.
+
+    The order is 0 .. D - 1. Hidden unit j may see the values up to 1 + j mod (D - 1), so
+    that residual connections keep the order.
+
+    Attributes:
+        num_params: P.
+        hidden: Width of every layer.
+        num_blocks: Residual blocks of two layers.
+
+    References:
+        Germain et al. 2015 (MADE), section 4, arXiv:1502.03509.
+    """
+
+    num_params: int
+    hidden: int = 64
+    num_blocks: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None) -> Array:
+        """The raw parameters of transforms, the D of one parameter side by side."""
+        dim = x.shape[-1]
+        places = np.arange(1, dim + 1)
+        units = 1 + np.arange(self.hidden) % max(1, dim - 1)
+        if dim == 1:  # nothing is before the only one
+            units = np.full(self.hidden, 2)
+        h = _Masked(self.hidden, _mask(places, units), name="input")(x)
+        if condition is not None:
+            h = h + nn.Dense(self.hidden, use_bias=False, name="condition")(condition)
+        for number in range(self.num_blocks):
+            mask = _mask(units, units)
+            r = _Masked(self.hidden, mask, name=f"first_{number}")(nn.silu(h))
+            h = h + _Masked(self.hidden, mask, name=f"second_{number}")(nn.silu(r))
+        after = np.tile(units[:, None] < places[None], (1, self.num_params))
+        raw = _Masked(self.num_params * dim, after, zero=True, name="output")(
+            nn.silu(h)
+        )
+        if condition is None:
+            return raw
+        # The first value has no unit before it: what the condition tells it goes here.
+        told = nn.silu(nn.Dense(self.hidden, name="told")(condition))
+        return raw + nn.Dense(
+            self.num_params * dim, use_bias=False, kernel_init=ZEROS, name="told_output"
+        )(told)
+
+
+class _Masked(nn.Module):
+    """A dense layer without some of its weights."""
+
+    features: int
+    mask: np.ndarray
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = ZEROS if self.zero else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, self.mask.shape)
+        bias = self.param("bias", ZEROS, (self.features,))
+        mask = self.mask.astype(x.dtype)
+        return x @ (kernel * mask) + bias[None]
+
+
+def _mask(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    return inputs[:, None] <= outputs[None]
+
+
+class CausalTransformer(nn.Module):
+    """A transformer over blocks in which block t is told of blocks before t alone.
+
+    Attributes:
+        num_outputs: P C, numbers a block.
+        length: T, how many blocks.
+        width: Channels of a token.
+        num_layers: Of attention and a two-layer network each.
+        head_width: Channels of a head.
+        num_classes: Labels are 0 .. num_classes - 1, and num_classes is "none"; 0 where
+            it knows no classes.
+
+    References:
+        Zhai et al. 2024 (TarFlow), section 2.2, arXiv:2412.06329.
+    """
+
+    num_outputs: int
+    length: int
+    width: int = 128
+    num_layers: int = 2
+    head_width: int = 32
+    num_classes: int = 0
+
+    def setup(self):
+        """The layers, shared by both ways to call them."""
+        normal = nn.initializers.normal(0.02)
+        self.input = nn.Dense(self.width)
+        self.start = self.param("start", normal, (self.width,))
+        self.place = self.param("place", normal, (self.length, self.width))
+        if self.num_classes:
+            self.label = nn.Embed(self.num_classes + 1, self.width)
+        self.layers = [
+            _CausalLayer(self.width, self.head_width) for _ in range(self.num_layers)
+        ]
+        self.norm = nn.LayerNorm()
+        self.output = nn.Dense(self.num_outputs, kernel_init=ZEROS)
+
+    def __call__(self, h: Array, condition: Array | None = None) -> Array:
+        """`h [B, T, C]`, labels `[B]` or None `-> [B, T, num_outputs]`."""
+        before = self.input(h[:, :-1])
+        start = jnp.broadcast_to(self.start[None, None], (len(h), 1, self.width))
+        tokens = jnp.concatenate([start, before], axis=1)
+        tokens = tokens + self.place[None] + self._told(len(h), condition)[:, None]
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.output(self.norm(tokens))
+
+    def step(
+        self,
+        memory: tuple[Array, Array],
+        last: Array,
+        t: Array,
+        condition: Array | None = None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """What `__call__` says of block t, from block t - 1 and what was kept before."""
+        token = jnp.where(t == 0, self.start[None], self.input(last))
+        token = token + self.place[t][None] + self._told(len(last), condition)
+        keys, values = memory
+        for number, layer in enumerate(self.layers):
+            token, own_keys, own_values = layer.step(
+                token, keys[number], values[number], t
+            )
+            keys = keys.at[number].set(own_keys)
+            values = values.at[number].set(own_values)
+        return self.output(self.norm(token)), (keys, values)
+
+    def _told(self, batch: int, condition: Array | None) -> Array:
+        if not self.num_classes:
+            return jnp.zeros((batch, 1))
+        if condition is None:
+            condition = jnp.full(batch, self.num_classes)
+        return self.label(condition)
+
+
+class _CausalLayer(nn.Module):
+    """Attention to the tokens so far, and a two-layer network of each."""
+
+    width: int
+    head_width: int
+
+    def setup(self):
+        self.norm_1, self.norm_2 = nn.LayerNorm(), nn.LayerNorm()
+        self.qkv, self.mixed = nn.Dense(3 * self.width), nn.Dense(self.width)
+        self.wide, self.narrow = nn.Dense(4 * self.width), nn.Dense(self.width)
+
+    def __call__(self, h: Array) -> Array:
+        """`[B, T, width]`, all tokens at once."""
+        q, k, v = jnp.split(self.qkv(self.norm_1(h)), 3, axis=-1)
+        places = jnp.arange(h.shape[1])
+        seen = places[:, None] >= places[None]
+        h = h + self.mixed(self._attention(q, k, v, seen))
+        return self._each(h)
+
+    def step(
+        self, h: Array, keys: Array, values: Array, t: Array
+    ) -> tuple[Array, Array, Array]:
+        """One token `[B, width]`; keys and values `[B, T, width]` of those before."""
+        q, k, v = jnp.split(self.qkv(self.norm_1(h)), 3, axis=-1)
+        keys, values = keys.at[:, t].set(k), values.at[:, t].set(v)
+        seen = (jnp.arange(keys.shape[1]) <= t)[None]
+        h = h + self.mixed(self._attention(q[:, None], keys, values, seen)[:, 0])
+        return self._each(h), keys, values
+
+    def _each(self, h: Array) -> Array:
+        return h + self.narrow(nn.silu(self.wide(self.norm_2(h))))
+
+    def _attention(self, q: Array, k: Array, v: Array, seen: Array) -> Array:
+        heads = max(1, self.width // self.head_width)
+        q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (q, k, v))
+        weights = jnp.einsum("bqhc,bkhc->bhqk", q, k) * q.shape[-1] ** -0.5
+        weights = jnp.where(seen[None, None], weights, -jnp.inf)
+        mixed = jnp.einsum("bhqk,bkhc->bqhc", nn.softmax(weights), v)
+        return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def network(module: nn.Module) -> bijectors.Network:
+    """`MLP`, `MaskedMLP` or any module of `(h, condition)` for a bijector."""
+
+    def init(key: Array, h: Array, condition: Any) -> Any:
+        return module.init(key, h, condition)["params"]
+
+    def apply(params: Any, h: Array, condition: Any) -> Array:
+        return jnp.asarray(module.apply({"params": params}, h, condition))
+
+    return bijectors.Network(init, apply)
+
+
+def causal_network(module: CausalTransformer) -> bijectors.CausalNetwork:
+    """`CausalTransformer` for `bijectors.causal`; its memory is keys and values."""
+
+    def memory(params: Any, z: Array, condition: Any) -> tuple[Array, Array]:
+        del params, condition
+        shape = module.num_layers, z.shape[0], module.length, module.width
+        return jnp.zeros(shape, z.dtype), jnp.zeros(shape, z.dtype)
+
+    def step(params: Any, memory: Any, last: Array, t: Array, condition: Any) -> Any:
+        return module.apply(
+            {"params": params}, memory, last, t, condition, method="step"
+        )
+
+    init, apply = network(module)
+    return bijectors.CausalNetwork(init, apply, memory, step)

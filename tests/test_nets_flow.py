@@ -1,0 +1,123 @@
+"""Networks of flows: what may see what, nothing dead, cached sampling as the naive one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flows import randomised
+
+from jaxgen import bijectors
+from jaxgen.nets import flow as nets
+
+KEY = jax.random.key(0)
+AFFINE = bijectors.affine()
+
+
+def made(bijector, x, condition=None, deviation=0.3):
+    params = bijector.init(KEY, x, condition)
+    return randomised(params, jax.random.key(1), deviation)
+
+
+def dependence(function, x):
+    """Largest |d output / d input| over the batch, `[outputs, inputs]`."""
+    one = lambda x: function(x[None])[0].ravel()
+    matrix = jax.jit(jax.vmap(jax.jacfwd(one)))(x)
+    return np.abs(matrix).max(0).reshape(matrix.shape[1], -1)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("is_told", [False, True])
+def test_masked_networks_see_what_is_before_and_all_of_it(dim, is_told):
+    x = jax.random.normal(KEY, (16, dim))
+    told = jax.random.normal(KEY, (16, 3)) if is_told else None
+    network = nets.network(nets.MaskedMLP(2, hidden=12, num_blocks=2))
+    params = network.init(KEY, x, told)
+    np.testing.assert_array_equal(network.apply(params, x, told), 0)
+    params = randomised(params, KEY)
+    assert network.apply(params, x, told).shape == (16, 2 * dim)
+    first = None if told is None else told[:1]
+    seen = dependence(lambda x: network.apply(params, x, first), x)
+    before = np.arange(dim)[:, None] > np.arange(dim)[None]
+    np.testing.assert_array_equal(seen > 1e-6, np.tile(before, (2, 1)))
+    if is_told:
+        heard = dependence(lambda c: network.apply(params, x[:1], c), told)
+        assert np.all(heard > 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3,), (2, 4)])
+def test_dense_networks_take_any_axes_and_start_at_zero(shape):
+    h = jax.random.normal(KEY, (5, *shape))
+    told = jax.random.normal(KEY, (5, 2))
+    network = nets.network(nets.MLP(6, hidden=8))
+    params = network.init(KEY, h, told)
+    out = network.apply(params, h, told)
+    assert out.shape == (5, *shape[:-1], 6)
+    np.testing.assert_array_equal(out, 0)
+    out = network.apply(randomised(params, KEY), h, told)
+    assert np.ptp(out[:, ..., 0]) > 1e-3  # by the condition where there is nothing else
+
+
+def transformer(**options):
+    options = {"width": 16, "head_width": 8, "num_classes": 3, **options}
+    return nets.CausalTransformer(num_outputs=4, length=5, **options)
+
+
+def test_the_transformer_sees_the_blocks_before_and_all_of_them():
+    x = jax.random.normal(KEY, (8, 5, 2))
+    network = nets.causal_network(transformer())
+    params = network.init(KEY, x, jnp.zeros(8, int))
+    np.testing.assert_array_equal(network.apply(params, x, jnp.zeros(8, int)), 0)
+    params = randomised(params, KEY)
+    seen = dependence(lambda x: network.apply(params, x, jnp.ones(1, int)), x)
+    block = np.arange(5)
+    before = block.repeat(4)[:, None] > block.repeat(2)[None]
+    np.testing.assert_array_equal(seen > 1e-6, before)
+    out = network.apply(params, x, jnp.zeros(8, int))
+    other = network.apply(params, x, jnp.full(8, 2))
+    assert np.all(np.abs(out - other).max((0, 2)) > 1e-4)  # the first block too
+    np.testing.assert_array_equal(
+        network.apply(params, x, None), network.apply(params, x, jnp.full(8, 3))
+    )
+
+
+def test_sampling_with_the_memory_is_sampling_without():
+    x = jax.random.normal(KEY, (3, 5, 2))
+    label = jnp.array([0, 2, 1])
+    network = nets.causal_network(transformer())
+    flow = bijectors.chain(
+        bijectors.causal(network, AFFINE),
+        bijectors.reverse(axis=1),
+        bijectors.causal(network, AFFINE),
+    )
+    params = made(flow, x, label)
+    z, log_det = jax.jit(flow.to_latent)(params, x, label)
+    back, log_det_back = jax.jit(flow.to_data)(params, z, label)
+    np.testing.assert_allclose(back, x, atol=2e-4)
+    np.testing.assert_allclose(log_det_back, -log_det, atol=1e-3)
+
+    def naive(params, z):
+        x = jnp.zeros_like(z)
+        for t in range(z.shape[1]):
+            raw = network.apply(params, x, label).reshape(3, 5, 2, 2)
+            x = x.at[:, t].set(AFFINE.to_data(raw, z)[0][:, t])
+        return x
+
+    cached, _ = jax.jit(bijectors.causal(network, AFFINE).to_data)(params[0], z, label)
+    np.testing.assert_allclose(cached, jax.jit(naive)(params[0], z), atol=1e-5)
+    assert np.abs(cached - z).max() > 0.1
+
+
+def test_the_memory_is_read_in_order():
+    """A step at t sees what steps before t have written, and nothing after."""
+    x = jax.random.normal(KEY, (2, 5, 2))
+    network = nets.causal_network(transformer(num_layers=1))
+    params = randomised(network.init(KEY, x, None), KEY)
+    expected = network.apply(params, x, None)
+    memory = network.memory(params, x, None)
+    memory = jax.tree.map(lambda a: a + 7.0, memory)  # what is not written yet
+    step = jax.jit(network.step)
+    last = jnp.zeros_like(x[:, 0])
+    for t in range(5):
+        raw, memory = step(params, memory, last, t, None)
+        np.testing.assert_allclose(raw, expected[:, t], atol=1e-5)
+        last = x[:, t]
