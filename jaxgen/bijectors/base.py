@@ -61,7 +61,7 @@ def chain(*bijectors: Bijector) -> Bijector:
             total = total + log_det
         return x, total
 
-    return _two_ways(init, through)
+    return both_ways(init, through)
 
 
 def scan_chain(bijector: Bijector, depth: int) -> Bijector:
@@ -90,7 +90,7 @@ def scan_chain(bijector: Bijector, depth: int) -> Bijector:
         start = x, no_change(x)
         return jax.lax.scan(layer, start, params, reverse=way == "to_data")[0]
 
-    return _two_ways(init, through)
+    return both_ways(init, through)
 
 
 def inverted(bijector: Bijector) -> Bijector:
@@ -115,7 +115,11 @@ def no_change(x: Array) -> LogDet:
     return jnp.zeros(x.shape[0], jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _two_ways(init: Callable, through: Callable) -> Bijector:
+def both_ways(init: Callable, through: Callable) -> Bijector:
+    """A bijector of one function of `(way, params, x, condition)` for both ways.
+
+    The way is "to_latent" or "to_data": the field of a `Bijector` or a `Transform`.
+    """
     return Bijector(
         init,
         lambda params, x, condition=None: through("to_latent", params, x, condition),

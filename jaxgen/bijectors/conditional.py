@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxgen import _checks
-from jaxgen.bijectors.base import Bijector, Mapped, Params
+from jaxgen.bijectors.base import Bijector, Mapped, Params, both_ways
 from jaxgen.bijectors.transforms import Transform
 
 
@@ -43,14 +43,13 @@ def elementwise(transform: Transform) -> Bijector:
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         return jnp.zeros((transform.num_params, x.shape[-1]), dtype)
 
-    def through(
-        function: Callable, params: Params, x: Array, _condition: Any
-    ) -> Mapped:
+    def through(way: str, params: Params, x: Array, _condition: Any) -> Mapped:
         shape = *x.shape[:-1], *params.shape
-        x, log_slope = function(jnp.broadcast_to(params, shape), x)
+        raw = jnp.broadcast_to(params, shape)
+        x, log_slope = getattr(transform, way)(raw, x)
         return x, _checks.sum_per_example(log_slope)
 
-    return _with_both_ways(init, transform, through)
+    return both_ways(init, through)
 
 
 def coupling(network: Network, transform: Transform, *, num_kept: int) -> Bijector:
@@ -78,16 +77,16 @@ def coupling(network: Network, transform: Transform, *, num_kept: int) -> Biject
         _check_channels("coupling", x, num_kept)
         return network.init(key, x[..., :num_kept], condition)
 
-    def through(function: Callable, params: Params, x: Array, condition: Any) -> Mapped:
+    def through(way: str, params: Params, x: Array, condition: Any) -> Mapped:
         _check_channels("coupling", x, num_kept)
         kept, changed = x[..., :num_kept], x[..., num_kept:]
         raw = network.apply(params, kept, condition)
         raw = parameters("coupling", raw, changed, transform.num_params)
-        changed, log_slope = function(raw, changed)
+        changed, log_slope = getattr(transform, way)(raw, changed)
         x = jnp.concatenate([kept, changed], axis=-1)
         return x, _checks.sum_per_example(log_slope)
 
-    return _with_both_ways(init, transform, through)
+    return both_ways(init, through)
 
 
 def masked_coupling(network: Network, transform: Transform, mask: Any) -> Bijector:
@@ -107,16 +106,15 @@ def masked_coupling(network: Network, transform: Transform, mask: Any) -> Biject
     def init(key: Array, x: Array, condition: Any = None) -> Params:
         return network.init(key, jnp.where(mask[None], x, 0), condition)
 
-    def through(function: Callable, params: Params, x: Array, condition: Any) -> Mapped:
+    def through(way: str, params: Params, x: Array, condition: Any) -> Mapped:
         kept = jnp.where(mask[None], x, 0)
         raw = network.apply(params, kept, condition)
-        changed, log_slope = function(
-            parameters("masked_coupling", raw, x, transform.num_params), x
-        )
+        raw = parameters("masked_coupling", raw, x, transform.num_params)
+        changed, log_slope = getattr(transform, way)(raw, x)
         x = jnp.where(mask[None], x, changed)
         return x, _checks.sum_per_example(jnp.where(mask[None], 0, log_slope))
 
-    return _with_both_ways(init, transform, through)
+    return both_ways(init, through)
 
 
 def checkerboard(height: int, width: int) -> np.ndarray:
@@ -168,18 +166,6 @@ def autoregressive(network: Network, transform: Transform) -> Bijector:
 
         start = jnp.zeros_like(z), jnp.zeros(z.shape[0], z.dtype)
         return jax.lax.fori_loop(0, z.shape[1], fill, start)
-
-    return Bijector(init, to_latent, to_data)
-
-
-def _with_both_ways(
-    init: Callable, transform: Transform, through: Callable
-) -> Bijector:
-    def to_latent(params: Params, x: Array, condition: Any = None) -> Mapped:
-        return through(transform.to_latent, params, x, condition)
-
-    def to_data(params: Params, z: Array, condition: Any = None) -> Mapped:
-        return through(transform.to_data, params, z, condition)
 
     return Bijector(init, to_latent, to_data)
 

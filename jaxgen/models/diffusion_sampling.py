@@ -117,9 +117,7 @@ def noising(rows: int = 4, columns: int = 12) -> Any:
 
 def film(config: DiffusionConfig, rows: int = 6, columns: int = 12) -> Any:
     """A view: estimates of x_0 along the chains of some samples."""
-    if (
-        _sampler(config)[0] == "mean_flow"
-    ):  # it has no chain: another sampler of the same
+    if _sampler(config)[0] == "mean_flow":  # it has no chain: another of the same
         sampling = dataclasses.replace(config.sampling, sampler="heun", num_steps=None)
         config = dataclasses.replace(config, sampling=sampling)
 
