@@ -327,7 +327,7 @@ def test_report_gives_the_command_that_continues_this_run(
         ),
         dataset,
     )
-    loaded = loaded._replace(config=config)
+    loaded.run.write_config(config)
     page = read(write_report(loaded, dataset))
     command = next(text for tag, text in page.texts if tag == "pre" and "train" in text)
     program, *arguments = shlex.split(command)
