@@ -1,4 +1,4 @@
-r"""Diffusion on MNIST: a small U-Net that a CPU trains in minutes.
+"""Diffusion on MNIST: a small U-Net that a CPU trains in minutes.
 
     python experiments/diffusion_mnist.py --data-dir DIR [--devices 2] [--seed 1]
     jaxgen evaluate RUN --judge 2000
@@ -9,8 +9,8 @@ classifier is confident on 81.2 % (one seed; standard error 0.9), of real digits
 For bits/dim, and to sample in one to four steps, it goes on from that run:
 
     ... --init-from RUN --steps 1200 --learning-rate 2e-3 --noise-levels log_uniform
-    ... --init-from RUN --steps 1900 --learning-rate 2e-3 --one-step \
-        --noise-mean 0.4 --noise-std 1.6
+    ... --init-from RUN --steps 1900 --learning-rate 2e-3 --one-step
+        with --noise-mean 0.4 --noise-std 1.6
 
 1.90 by the bound, 1.62 by the ODE; 79.6 % confident in four steps, 24.3 % in one.
 """
