@@ -4,9 +4,10 @@
     jaxgen plan experiments/diffusion_cifar10.py --data photos --target v5e:2x4
 
 No machine of this project can train it: it was checked by --dry-run and by a smoke run
-with narrow levels, never trained; its plan takes more than ten minutes on two cores. Size, batch, rate, noise levels and the 200
-million images are those of Karras et al. 2022 (arXiv:2206.00364, table 7, 55.7 million
-parameters; FID 1.97 without classes); their augmentation and dropout are not here.
+with narrow levels, never trained; its plan takes more than ten minutes on two cores.
+Size, batch, rate, noise levels and the 200 million images are those of Karras et al. 2022
+(arXiv:2206.00364, table 7, 55.7 million parameters; FID 1.97 without classes); their
+augmentation and dropout are not here.
 """
 
 from jaxgen.cli import experiment
