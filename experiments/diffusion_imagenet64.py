@@ -5,10 +5,10 @@
         --no-conditional --guidance 1 --target v5e:4x4
 
 No machine of this project can train it: it was checked by --dry-run and by a smoke run
-with a narrow network, never trained nor planned to the end. Depth, width, batch, rate and steps are
-those of Peebles & Xie 2022 (arXiv:2212.09748, tables 1 and 4), who train on latents of
-32x32 at patch 2; here pixels of 64x64 at patch 4 give the same 256 tokens. The data are
-TFDS' imagenet_resized/64x64.
+with a narrow network, never trained, and its plan was not seen to the end. Depth, width,
+batch, rate and steps are those of Peebles & Xie 2022 (arXiv:2212.09748, tables 1 and 4),
+who train on latents of 32x32 at patch 2; here pixels of 64x64 at patch 4 give the same
+256 tokens. The data are TFDS' imagenet_resized/64x64.
 """
 
 from jaxgen.cli import experiment

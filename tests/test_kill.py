@@ -37,7 +37,10 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(family, tmp_pa
         )
         try:
             # From before the first import to within the training and its judgement.
-            moment = rng.uniform(0.2, 0.7 * seconds) if kills < num_kills else None
+            moment = rng.uniform(0.2, 0.7 * seconds)
+            if kills >= num_kills:  # on a busy machine all may have come too early
+                late = not continued and kills < 4 * num_kills
+                moment = rng.uniform(0.5, 1.0) * seconds if late else None
             _, err = process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -48,7 +51,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(family, tmp_pa
             for a, b in zip(expected, leaves(tmp_path / f"cut{runs}"), strict=True):
                 np.testing.assert_array_equal(a, b)
             runs += 1
-            if kills == num_kills:
+            if kills >= num_kills:
                 break
         continued += [line for line in err.splitlines() if "continuing" in line]
     print(f"{kills} kills over {runs} runs; {len(continued)} times: {continued}")
