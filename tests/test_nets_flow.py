@@ -92,7 +92,7 @@ def test_sampling_with_the_memory_is_sampling_without():
     params = made(flow, x, label)
     z, log_det = jax.jit(flow.to_latent)(params, x, label)
     back, log_det_back = jax.jit(flow.to_data)(params, z, label)
-    np.testing.assert_allclose(back, x, atol=2e-4)
+    np.testing.assert_allclose(back, x, atol=2e-3)
     np.testing.assert_allclose(log_det_back, -log_det, atol=1e-3)
 
     def naive(params, z):
@@ -103,7 +103,9 @@ def test_sampling_with_the_memory_is_sampling_without():
         return x
 
     cached, _ = jax.jit(bijectors.causal(network, AFFINE).to_data)(params[0], z, label)
-    np.testing.assert_allclose(cached, jax.jit(naive)(params[0], z), atol=1e-5)
+    np.testing.assert_allclose(
+        cached, jax.jit(naive)(params[0], z), rtol=1e-4, atol=1e-4
+    )
     assert np.abs(cached - z).max() > 0.1
 
 
@@ -119,5 +121,5 @@ def test_the_memory_is_read_in_order():
     last = jnp.zeros_like(x[:, 0])
     for t in range(5):
         raw, memory = step(params, memory, last, t, None)
-        np.testing.assert_allclose(raw, expected[:, t], atol=1e-5)
+        np.testing.assert_allclose(raw, expected[:, t], rtol=1e-4, atol=1e-5)
         last = x[:, t]
