@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxgen._checks import UserError
+from jaxgen.columns import Column
 
 HOLD_OUT_SEED = 20_250_101
 HOLD_OUT_SHARE = 0.1
@@ -30,14 +31,27 @@ class Source(Protocol):
 
 
 class Dataset(NamedTuple):
-    """Two splits of one set, and what the user should know about how they were made."""
+    """The splits of one set, and what the user should know about how they were made.
+
+    Attributes:
+        name: Of the set.
+        train: What is trained on.
+        test: What is judged by.
+        shape: Of an example: `(H, W, C)`, or `(C,)` of a table.
+        num_classes: Of the labels, or None where there are none.
+        notes: A line each.
+        columns: Of a table; None where the examples are images.
+        validation: Held out of `train` for early stopping, or None.
+    """
 
     name: str
     train: Source
     test: Source
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int | None
     notes: tuple[str, ...]
+    columns: tuple[Column, ...] | None = None
+    validation: Source | None = None
 
 
 class ArraySource:

@@ -26,11 +26,13 @@ class Family(NamedTuple):
         summary: One line for `jaxgen list`.
         config_class: Its frozen dataclass of options. Its field `sampling`, where there
             is one, is a dataclass of what may be chosen anew for a trained model.
-        resolve: `(config, shape, transform, num_classes) -> (config, transform)`: fills
-            what was left to the data, so that the stored config alone rebuilds the
-            model. `num_classes` is None where the data have no labels.
+        resolve: `(config, shape, transform, num_classes, columns) -> (config,
+            transform)`: fills what was left to the data, so that the stored config
+            alone rebuilds the model. `num_classes` is None where the data have no
+            labels, `columns` where they are no table.
         make: `resolved config -> Model`.
         training: Where its defaults of training differ from those of `TrainConfig`.
+        takes_tables: Whether it models the rows of a table too, not images alone.
     """
 
     summary: str
@@ -38,6 +40,7 @@ class Family(NamedTuple):
     resolve: Callable[..., tuple[Any, str]]
     make: Callable[[Any], Model]
     training: Mapping[str, Any] = MappingProxyType({})
+    takes_tables: bool = False
 
 
 FAMILIES = {

@@ -1,7 +1,7 @@
 """Options of the diffusion family, and how those left open follow from the data."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -170,8 +170,10 @@ def resolve(
     shape: tuple[int, int, int],
     transform: str | None,
     num_classes: int | None = None,
+    columns: Any = None,
 ) -> tuple[DiffusionConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
+    del columns
     if min(shape[:2]) < SMALLEST:
         raise UserError(
             f"images of {shape[0]}x{shape[1]} pixels: diffusion takes {SMALLEST}x{SMALLEST} "

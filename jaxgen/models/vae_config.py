@@ -1,7 +1,7 @@
 """Options of the VAE, and how those left open follow from the data."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -101,9 +101,10 @@ def resolve(
     shape: tuple[int, int, int],
     transform: str | None,
     num_classes: int | None = None,
+    columns: Any = None,
 ) -> tuple[VAEConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
-    del num_classes
+    del num_classes, columns
     likelihood = config.likelihood
     if likelihood is None:
         fitting = {

@@ -47,8 +47,17 @@ class Loaded(NamedTuple):
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Fills what the config left to the data."""
     family = models.FAMILIES[config.family]
+    if dataset.columns is not None and not family.takes_tables:
+        able = ", ".join(n for n, f in models.FAMILIES.items() if f.takes_tables)
+        raise UserError(
+            f"{config.family} models images; tables are for: {able or 'none yet'}"
+        )
     model, transform = family.resolve(
-        config.model, dataset.shape, config.data.transform, dataset.num_classes
+        config.model,
+        dataset.shape,
+        config.data.transform,
+        dataset.num_classes,
+        dataset.columns,
     )
     data = dataclasses.replace(config.data, transform=transform)
     if data.data_dir is not None:  # later commands may be given from another folder
