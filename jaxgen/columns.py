@@ -1,9 +1,20 @@
 """The columns of a table: what their values may be, and the map to the whole line."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgen import bijectors
+from jaxgen.bijectors import Bijector
+
 ColumnKind = Literal["real", "positive", "bounded", "angle"]
+# Of the range of a bounded column: keeps values at its very ends at a finite logit.
+MARGIN = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,3 +43,79 @@ class Column:
     step: float = 0.0
     mean: float = 0.0
     deviation: float = 1.0
+
+
+def to_line(columns: Sequence[Column]) -> Bijector:
+    """From values in data units to about mean 0 and variance 1 on the whole line.
+
+    The log-determinant holds all of it, so that a density stays one in data units. An
+    angle comes to the line by the normal's quantiles, cut where its turn begins.
+    """
+    parts = [(i, _of_kind(column)) for i, column in enumerate(columns)]
+
+    def through(way: str) -> Callable[[Array], tuple[Array, Array]]:
+        def moved(x: Array) -> tuple[Array, Array]:
+            done = [
+                getattr(chain, way)(params, x[:, i : i + 1])
+                for i, (chain, params) in parts
+            ]
+            log_det = sum((log_det for _, log_det in done), bijectors.no_change(x))
+            return jnp.concatenate([value for value, _ in done], axis=1), log_det
+
+        return moved
+
+    return bijectors.without_params(through("to_latent"), through("to_data"))
+
+
+def _of_kind(column: Column) -> tuple[Bijector, tuple]:
+    if column.kind == "angle":
+        middle = (column.low + column.high) / 2
+        parts = (
+            bijectors.rescale(1.0, -middle),
+            bijectors.circular((column.high - column.low) / 2),
+        )
+    else:
+        high = column.high + column.step
+        line = {
+            "real": bijectors.rescale(1.0),
+            "positive": bijectors.exponential(),
+            "bounded": bijectors.logit(column.low, high, margin=MARGIN),
+        }[column.kind]
+        scale = bijectors.rescale(1 / column.deviation, -column.mean / column.deviation)
+        parts = (line, scale)
+    return bijectors.chain(*parts), tuple(() for _ in parts)
+
+
+def features(columns: Sequence[Column], x: Array) -> Array:
+    """What a network is told of values `[B, K]`: as `to_line`, angles as a circle's points."""
+    told = []
+    for i, column in enumerate(columns):
+        one = x[:, i : i + 1]
+        if column.kind == "angle":
+            turn = 2 * jnp.pi * (one - column.low) / (column.high - column.low)
+            told += [jnp.cos(turn), jnp.sin(turn)]
+        else:
+            told.append(to_line([column]).to_latent((), one + column.step / 2)[0])
+    return jnp.concatenate(told, axis=1)
+
+
+def spread(columns: Sequence[Column], x: Array, keys: Array) -> Array:
+    """Rounded values `[B, K]` spread evenly over their steps, `x + step u`, by each key."""
+    steps = np.array([column.step for column in columns], np.float32)
+    if not steps.any():
+        return x
+    u = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(keys)
+    return x + steps[None] * u
+
+
+def rounded(columns: Sequence[Column], x: Array) -> Array:
+    """The inverse of `spread`, and bounded values within their bounds."""
+    done = []
+    for i, column in enumerate(columns):
+        one = x[:, i]
+        if column.step:
+            one = column.step * jnp.floor(one / column.step)
+        if column.kind == "bounded":
+            one = jnp.clip(one, column.low, column.high)
+        done.append(one)
+    return jnp.stack(done, axis=1)

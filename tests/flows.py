@@ -169,10 +169,20 @@ def cases() -> dict[str, Case]:
             bijectors.autoregressive(made(4, rqs.num_params), rqs), condition=True
         ),
         "causal_affine": Case(
-            bijectors.causal(running_sums(2, 2), affine), shape=(3, 2), condition=True
+            bijectors.causal(running_sums(2, 2), bijectors.told(affine)),
+            shape=(3, 2),
+            condition=True,
         ),
         "causal_rqs": Case(
-            bijectors.causal(running_sums(rqs.num_params, 2), rqs), shape=(3, 2)
+            bijectors.causal(running_sums(rqs.num_params, 2), bijectors.told(rqs)),
+            shape=(3, 2),
+        ),
+        "causal_of_coupled": Case(
+            bijectors.causal(
+                running_sums(3, 2), bijectors.autoregressive(made(2, 2), affine)
+            ),
+            shape=(3, 2),
+            condition=True,
         ),
         "invertible_linear": Case(bijectors.invertible_linear(), shape=(5,)),
         "convolution_1x1": Case(bijectors.invertible_linear(), shape=(2, 3, 4)),
@@ -180,10 +190,15 @@ def cases() -> dict[str, Case]:
         "permutation": Case(bijectors.permutation([2, 0, 3, 1]), is_identity=True),
         "reverse": Case(bijectors.reverse(axis=1), shape=(3, 2), is_identity=True),
         "squeeze": Case(bijectors.squeeze(), shape=(4, 6, 1), is_identity=True),
+        "reshape": Case(
+            bijectors.reshape((4, 6), (3, 8)), shape=(4, 6), is_identity=True
+        ),
         "flatten": Case(bijectors.flatten(2, 3), shape=(2, 3), is_identity=True),
         "logit": Case(bijectors.logit(-1.0, 3.0), low=-1.0, high=3.0),
         "logit_margin": Case(bijectors.logit(margin=0.05), low=0.0, high=1.0),
         "softplus": Case(bijectors.softplus(), low=0.0),
+        "exponential": Case(bijectors.exponential(), low=0.0),
+        "rescale": Case(bijectors.rescale(-2.5, 0.5)),
         "circular": Case(bijectors.circular(2.0), low=-2.0, high=2.0),
         "inverted": Case(
             bijectors.inverted(bijectors.coupling(mlp(2 * 2), affine, num_kept=2))

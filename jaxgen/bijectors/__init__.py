@@ -17,8 +17,15 @@ Networks are the user's own: see `Network` and `CausalNetwork`. Rezende & Mohame
 arXiv:1505.05770; Papamakarios et al. 2021, arXiv:1912.02762.
 """
 
-from jaxgen.bijectors.base import Bijector, chain, inverted, scan_chain
-from jaxgen.bijectors.bounded import circular, logit, softplus
+from jaxgen.bijectors.base import (
+    Bijector,
+    chain,
+    inverted,
+    no_change,
+    scan_chain,
+    without_params,
+)
+from jaxgen.bijectors.bounded import circular, exponential, logit, softplus
 from jaxgen.bijectors.causal import CausalNetwork, causal
 from jaxgen.bijectors.conditional import (
     Network,
@@ -27,9 +34,16 @@ from jaxgen.bijectors.conditional import (
     coupling,
     elementwise,
     masked_coupling,
+    told,
 )
-from jaxgen.bijectors.linear import actnorm, invertible_linear, permutation, reverse
-from jaxgen.bijectors.shapes import flatten, split, squeeze
+from jaxgen.bijectors.linear import (
+    actnorm,
+    invertible_linear,
+    permutation,
+    rescale,
+    reverse,
+)
+from jaxgen.bijectors.shapes import flatten, reshape, split, squeeze
 from jaxgen.bijectors.splines import Spline, evaluate, invert, spline
 from jaxgen.bijectors.transforms import Transform, affine, rational_quadratic
 
@@ -49,18 +63,24 @@ __all__ = [
     "coupling",
     "elementwise",
     "evaluate",
+    "exponential",
     "flatten",
     "inverted",
     "invert",
     "invertible_linear",
     "logit",
     "masked_coupling",
+    "no_change",
     "permutation",
     "rational_quadratic",
+    "rescale",
+    "reshape",
     "reverse",
     "scan_chain",
     "softplus",
     "spline",
     "split",
     "squeeze",
+    "told",
+    "without_params",
 ]

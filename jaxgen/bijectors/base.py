@@ -96,7 +96,8 @@ def scan_chain(bijector: Bijector, depth: int) -> Bijector:
 def inverted(bijector: Bijector) -> Bijector:
     """The same map with the ways exchanged, for where the other one is the fast one.
 
-    Its init sees what comes from the data's side as if it were a latent.
+    Its init gets what comes from the data's side as it is. A chain whose parts look at
+    it is inverted part by part, from the last to the first.
     """
     return Bijector(bijector.init, bijector.to_data, bijector.to_latent)
 

@@ -69,6 +69,16 @@ def softplus() -> Bijector:
     return without_params(to_latent, to_data)
 
 
+def exponential() -> Bijector:
+    """For positive data of several orders of magnitude: x = exp(z)."""
+
+    def to_latent(x: Array) -> Mapped:
+        z = jnp.log(x)
+        return z, sum_per_example(-z)
+
+    return without_params(to_latent, lambda z: (jnp.exp(z), sum_per_example(z)))
+
+
 def circular(half: int | float = math.pi) -> Bijector:
     """For angles in [-half, half): z = Phi^-1((x + half) / (2 half)), Phi the normal's.
 

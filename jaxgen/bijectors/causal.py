@@ -14,8 +14,6 @@ from jax import Array
 
 from jaxgen import _checks
 from jaxgen.bijectors.base import Bijector, Mapped, Params
-from jaxgen.bijectors.conditional import parameters
-from jaxgen.bijectors.transforms import Transform
 
 
 class CausalNetwork(NamedTuple):
@@ -23,12 +21,12 @@ class CausalNetwork(NamedTuple):
 
     Attributes:
         init: `(key, h, condition) -> params`.
-        apply: `(params, h [B, T, C], condition) -> raw [B, T, P C]`, where what is said
-            of block t depends on blocks before t alone.
+        apply: `(params, h [B, T, C], condition) -> told [B, T, K]`, where what is told
+            to block t depends on blocks before t alone.
         memory: `(params, z [B, T, C], condition) -> memory` before the first block, a
             pytree of arrays; of z the shape and dtype are used.
-        step: `(params, memory, last [B, C], t, condition) -> (raw [B, P C], memory)`:
-            what `apply` says of block t, `last` being block t - 1 (zeros at t = 0).
+        step: `(params, memory, last [B, C], t, condition) -> (told [B, K], memory)`:
+            what `apply` tells block t, `last` being block t - 1 (zeros at t = 0).
     """
 
     init: Callable[[Array, Array, Any], Params]
@@ -37,45 +35,54 @@ class CausalNetwork(NamedTuple):
     step: Callable[[Params, Any, Array, Array, Any], tuple[Array, Any]]
 
 
-def causal(network: CausalNetwork, transform: Transform) -> Bijector:
+def causal(network: CausalNetwork, block: Bijector) -> Bijector:
     """Each block of a sequence `[B, T, C]` changes as the blocks before it tell.
 
     Alternate it with `reverse(axis=1)`, or the first block is never told anything.
 
+    Args:
+        network: What tells each block of those before it.
+        block: Of one block `[B, C]`, what the network tells it `[B, K]` being its
+            condition: `told` with a transform for values that are independent of each
+            other within a block, or `autoregressive` for those that are not.
+
     Raises:
-        ValueError: while it runs, if x is not `[B, T, C]`, or the network's output has
-            another shape.
+        ValueError: while it runs, if x is not `[B, T, C]`.
 
     References:
-        Zhai et al. 2024 (TarFlow), section 2.2, arXiv:2412.06329.
+        Zhai et al. 2024 (TarFlow), section 2.2, arXiv:2412.06329, with `told(affine())`.
     """
 
     def init(key: Array, x: Array, condition: Any = None) -> Params:
         _checks.check_axes("causal", "[B, T, C]", x=x)
-        return network.init(key, x, condition)
+        first, second = jax.random.split(key)
+        params = network.init(first, x, condition)
+        told = network.apply(params, x, condition)
+        return {"network": params, "block": block.init(second, _rows(x), _rows(told))}
 
     def to_latent(params: Params, x: Array, condition: Any = None) -> Mapped:
         _checks.check_axes("causal", "[B, T, C]", x=x)
-        raw = parameters(
-            "causal", network.apply(params, x, condition), x, transform.num_params
-        )
-        z, log_slope = transform.to_latent(raw, x)
-        return z, _checks.sum_per_example(log_slope)
+        told = network.apply(params["network"], x, condition)
+        z, log_det = block.to_latent(params["block"], _rows(x), _rows(told))
+        return z.reshape(x.shape), jnp.sum(log_det.reshape(x.shape[:2]), axis=1)
 
     def to_data(params: Params, z: Array, condition: Any = None) -> Mapped:
         _checks.check_axes("causal", "[B, T, C]", z=z)
 
-        def block(carry: Any, inputs: Any) -> Any:
+        def one(carry: Any, inputs: Any) -> Any:
             last, memory = carry
-            block, t = inputs
-            raw, memory = network.step(params, memory, last, t, condition)
-            raw = parameters("causal", raw, block, transform.num_params)
-            x, log_slope = transform.to_data(raw, block)
-            return (x, memory), (x, _checks.sum_per_example(log_slope))
+            latent, t = inputs
+            told, memory = network.step(params["network"], memory, last, t, condition)
+            x, log_det = block.to_data(params["block"], latent, told)
+            return (x, memory), (x, log_det)
 
-        start = jnp.zeros_like(z[:, 0]), network.memory(params, z, condition)
+        memory = network.memory(params["network"], z, condition)
         blocks = z.swapaxes(0, 1), jnp.arange(z.shape[1])
-        _, (x, log_det) = jax.lax.scan(block, start, blocks)
+        _, (x, log_det) = jax.lax.scan(one, (jnp.zeros_like(z[:, 0]), memory), blocks)
         return x.swapaxes(0, 1), jnp.sum(log_det, axis=0)
 
     return Bijector(init, to_latent, to_data)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])

@@ -52,6 +52,21 @@ def elementwise(transform: Transform) -> Bijector:
     return both_ways(init, through)
 
 
+def told(transform: Transform) -> Bijector:
+    """The condition is the transform's parameters, `[B, ..., P C]`: nothing is trained.
+
+    Raises:
+        ValueError: while it runs, if the condition has another shape.
+    """
+
+    def through(way: str, _params: Params, x: Array, condition: Any) -> Mapped:
+        raw = parameters("told", condition, x, transform.num_params)
+        x, log_slope = getattr(transform, way)(raw, x)
+        return x, _checks.sum_per_example(log_slope)
+
+    return both_ways(lambda _key, _x, _condition=None: (), through)
+
+
 def coupling(network: Network, transform: Transform, *, num_kept: int) -> Bijector:
     """The first `num_kept` values of the last axis stay, and tell how the others change.
 

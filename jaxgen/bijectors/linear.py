@@ -4,6 +4,7 @@ On images they act on the channels of each pixel, as a 1x1 convolution does, and
 log-determinant counts every pixel.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -103,6 +104,24 @@ def actnorm() -> Bijector:
         return z * jnp.exp(log_scale) + shift, _log_det(z, params["log_scale"])
 
     return Bijector(init, to_latent, to_data)
+
+
+def rescale(scale: int | float, shift: int | float = 0.0) -> Bijector:
+    """Fixed numbers: z = scale x + shift.
+
+    Raises:
+        ValueError: if the scale is zero.
+    """
+    if not scale:
+        raise ValueError("rescale: scale must not be zero.")
+
+    def log_det(x: Array) -> Array:
+        return jnp.full(x.shape[0], x[0].size * math.log(abs(scale)), _float(x))
+
+    return without_params(
+        lambda x: (scale * x + shift, log_det(x)),
+        lambda z: ((z - shift) / scale, -log_det(z)),
+    )
 
 
 def permutation(order: Any) -> Bijector:

@@ -1,5 +1,7 @@
 """Bijectors that change the shape of an image: squeezing, splitting, flattening."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,22 +43,29 @@ def squeeze(side: int = 2) -> Bijector:
     return without_params(to_latent, to_data)
 
 
-def flatten(*event: int) -> Bijector:
-    """`[B, *event] -> [B, D]`; the last of a chain, and of what follows a `split`.
+def reshape(event: Sequence[int], into: Sequence[int]) -> Bijector:
+    """`[B, *event] -> [B, *into]`, the values in the same order.
 
     Raises:
-        ValueError: while it runs, if an example has another shape.
+        ValueError: if the sizes differ; while it runs, if an example has another shape.
     """
+    event, into = tuple(event), tuple(into)
+    if math.prod(event) != math.prod(into):
+        raise ValueError(
+            f"reshape: event and into must have one size, got {event} and {into}."
+        )
 
-    def to_latent(x: Array) -> Mapped:
-        if x.shape[1:] != event:
-            raise ValueError(f"flatten: x must be [B, *{event}], got shape {x.shape}.")
-        return x.reshape(x.shape[0], -1), no_change(x)
+    def to(before: tuple[int, ...], after: tuple[int, ...], x: Array) -> Mapped:
+        if x.shape[1:] != before:
+            raise ValueError(f"reshape: x must be [B, *{before}], got shape {x.shape}.")
+        return x.reshape(x.shape[0], *after), no_change(x)
 
-    def to_data(z: Array) -> Mapped:
-        return z.reshape(z.shape[0], *event), no_change(z)
+    return without_params(lambda x: to(event, into, x), lambda z: to(into, event, z))
 
-    return without_params(to_latent, to_data)
+
+def flatten(*event: int) -> Bijector:
+    """`[B, *event] -> [B, D]`; the last of a chain, and of what follows a `split`."""
+    return reshape(event, (math.prod(event),))
 
 
 def split(rest: Bijector) -> Bijector:

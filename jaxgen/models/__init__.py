@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxgen.models import diffusion, vae
+from jaxgen.models import diffusion, flow, vae
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -60,6 +60,14 @@ FAMILIES = {
             }
         ),
     ),
+    "flow": Family(
+        "normalizing flow: an invertible chain of exact likelihood, of images and tables",
+        flow.FlowConfig,
+        flow.resolve,
+        flow.make_flow,
+        MappingProxyType({"optimizer": "muon", "schedule": "linear", "clip_norm": 1.0}),
+        takes_tables=True,
+    ),
     "vae": Family(
         "variational autoencoder: compressive latent, trained by a lower bound",
         vae.VAEConfig,
@@ -79,6 +87,7 @@ __all__ = [
     "Player",
     "diffusion",
     "example_keys",
+    "flow",
     "indexed_keys",
     "normal_prior",
     "sample_keys",

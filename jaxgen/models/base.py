@@ -111,8 +111,11 @@ class Model(NamedTuple):
         log_likelihood: `(params, x, keys, condition=None, *, num_samples) ->
             LogLikelihood`, or None. `num_samples` is the effort of an estimate (K of
             importance sampling, probes of a trace); exact models ignore it.
+        classify: `(params, x, keys) -> log P(class given x) [K, B]`, of a model that is
+            a classifier too, or None.
         density: What the likelihood is a density of: "discrete" levels (bits/dim is
-            NLL / (D ln 2)) or "continuous" data in [0, 1] (8 bits/dim more).
+            NLL / (D ln 2)), "continuous" data in [0, 1] (8 bits/dim more), or "other"
+            data, of which there are no bits/dim.
         views: Further pictures of a model for its report, as pairs of a caption and
             `(params, x [N, H, W, C]) -> images [rows, columns, H, W, C]`.
         curves: Further figures of a model for its report.
@@ -124,7 +127,8 @@ class Model(NamedTuple):
     generate: Callable[..., Array]
     encode: Callable[..., Array] | None = None
     log_likelihood: Callable[..., LogLikelihood] | None = None
-    density: Literal["discrete", "continuous"] = "discrete"
+    classify: Callable[..., Array] | None = None
+    density: Literal["discrete", "continuous", "other"] = "discrete"
     views: tuple[tuple[str, Callable[..., Array]], ...] = ()
     curves: tuple[Curve, ...] = ()
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import bijectors
+from jaxgen.nets.conv import Conv
 
 ZEROS = nn.initializers.zeros
 
@@ -118,7 +119,7 @@ class CausalTransformer(nn.Module):
     """A transformer over blocks in which block t is told of blocks before t alone.
 
     Attributes:
-        num_outputs: P C, numbers a block.
+        num_outputs: Numbers that a block is told.
         length: T, how many blocks.
         width: Channels of a token.
         num_layers: Of attention and a two-layer network each.
@@ -146,7 +147,7 @@ class CausalTransformer(nn.Module):
         if self.num_classes:
             self.label = nn.Embed(self.num_classes + 1, self.width)
         self.layers = [
-            _CausalLayer(self.width, self.head_width) for _ in range(self.num_layers)
+            _Layer(self.width, self.head_width) for _ in range(self.num_layers)
         ]
         self.norm = nn.LayerNorm()
         self.output = nn.Dense(self.num_outputs, kernel_init=ZEROS)
@@ -157,8 +158,9 @@ class CausalTransformer(nn.Module):
         start = jnp.broadcast_to(self.start[None, None], (len(h), 1, self.width))
         tokens = jnp.concatenate([start, before], axis=1)
         tokens = tokens + self.place[None] + self._told(len(h), condition)[:, None]
+        places = jnp.arange(self.length)
         for layer in self.layers:
-            tokens = layer(tokens)
+            tokens = layer(tokens, places[:, None] >= places[None])
         return self.output(self.norm(tokens))
 
     def step(
@@ -183,13 +185,78 @@ class CausalTransformer(nn.Module):
     def _told(self, batch: int, condition: Array | None) -> Array:
         if not self.num_classes:
             return jnp.zeros((batch, 1))
-        if condition is None:
-            condition = jnp.full(batch, self.num_classes)
-        return self.label(condition)
+        return self.label(_labels(batch, condition, self.num_classes))
 
 
-class _CausalLayer(nn.Module):
-    """Attention to the tokens so far, and a two-layer network of each."""
+class TokenTransformer(nn.Module):
+    """A transformer in which every token sees all: `[B, T, K] -> [B, T, num_outputs]`.
+
+    Attributes: those of `CausalTransformer`.
+
+    References:
+        Kolesnikov et al. 2024 (Jet), section 3, arXiv:2412.15129.
+    """
+
+    num_outputs: int
+    width: int = 128
+    num_layers: int = 2
+    head_width: int = 32
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, h: Array, condition: Array | None = None) -> Array:
+        """The raw parameters of transforms; labels `[B]` or None."""
+        normal = nn.initializers.normal(0.02)
+        tokens = nn.Dense(self.width, name="input")(h)
+        place = self.param("place", normal, (h.shape[1], self.width))
+        tokens = tokens + place[None]
+        if self.num_classes:
+            label = nn.Embed(self.num_classes + 1, self.width, name="label")
+            tokens = (
+                tokens + label(_labels(len(h), condition, self.num_classes))[:, None]
+            )
+        for number in range(self.num_layers):
+            layer = _Layer(self.width, self.head_width, name=f"layers_{number}")
+            tokens = layer(tokens, jnp.ones((h.shape[1],) * 2, bool))
+        return nn.Dense(self.num_outputs, kernel_init=ZEROS, name="output")(
+            nn.LayerNorm(name="norm")(tokens)
+        )
+
+
+class ConvNetwork(nn.Module):
+    """Three convolutions, 3x3, 1x1 and 3x3: `[B, H, W, K] -> [B, H, W, num_outputs]`.
+
+    Attributes:
+        num_outputs: Of the last one, which starts at zero.
+        width: Channels between.
+        num_classes: As of `CausalTransformer`.
+
+    References:
+        Kingma & Dhariwal 2018 (Glow), section 3.3, arXiv:1807.03039.
+    """
+
+    num_outputs: int
+    width: int = 64
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, h: Array, condition: Array | None = None) -> Array:
+        """The raw parameters of transforms; labels `[B]` or None."""
+        h = Conv(self.width, (3, 3), name="input")(h)
+        if self.num_classes:
+            label = nn.Embed(self.num_classes + 1, self.width, name="label")
+            told = label(_labels(len(h), condition, self.num_classes))
+            h = h + told[:, None, None]
+        h = nn.silu(Conv(self.width, (1, 1), name="middle")(nn.silu(h)))
+        return Conv(self.num_outputs, (3, 3), kernel_init=ZEROS, name="output")(h)
+
+
+def _labels(batch: int, condition: Array | None, none: int) -> Array:
+    return jnp.full(batch, none) if condition is None else condition
+
+
+class _Layer(nn.Module):
+    """Attention to the tokens that may be seen, and a two-layer network of each."""
 
     width: int
     head_width: int
@@ -199,11 +266,9 @@ class _CausalLayer(nn.Module):
         self.qkv, self.mixed = nn.Dense(3 * self.width), nn.Dense(self.width)
         self.wide, self.narrow = nn.Dense(4 * self.width), nn.Dense(self.width)
 
-    def __call__(self, h: Array) -> Array:
-        """`[B, T, width]`, all tokens at once."""
+    def __call__(self, h: Array, seen: Array) -> Array:
+        """`[B, T, width]`, all tokens at once; token t sees those of `seen [T, T]`."""
         q, k, v = jnp.split(self.qkv(self.norm_1(h)), 3, axis=-1)
-        places = jnp.arange(h.shape[1])
-        seen = places[:, None] >= places[None]
         h = h + self.mixed(self._attention(q, k, v, seen))
         return self._each(h)
 
@@ -241,18 +306,39 @@ def network(module: nn.Module) -> bijectors.Network:
     return bijectors.Network(init, apply)
 
 
-def causal_network(module: CausalTransformer) -> bijectors.CausalNetwork:
-    """`CausalTransformer` for `bijectors.causal`; its memory is keys and values."""
+def causal_network(
+    module: CausalTransformer, *, guidance: float = 1.0
+) -> bijectors.CausalNetwork:
+    """`CausalTransformer` for `bijectors.causal`; its memory is keys and values.
 
-    def memory(params: Any, z: Array, condition: Any) -> tuple[Array, Array]:
+    Args:
+        module: The network.
+        guidance: Where a class is given, w of what is told by u + w (c - u), from c of the
+            class and u of none; 1 is the model.
+    """
+    init, plain = network(module)
+
+    def memory(params: Any, z: Array, condition: Any) -> Any:
         del params, condition
         shape = module.num_layers, z.shape[0], module.length, module.width
-        return jnp.zeros(shape, z.dtype), jnp.zeros(shape, z.dtype)
+        empty = jnp.zeros(shape, z.dtype), jnp.zeros(shape, z.dtype)
+        return empty if guidance == 1 else (empty, empty)
 
-    def step(params: Any, memory: Any, last: Array, t: Array, condition: Any) -> Any:
+    def one(params: Any, memory: Any, last: Array, t: Array, condition: Any) -> Any:
         return module.apply(
             {"params": params}, memory, last, t, condition, method="step"
         )
 
-    init, apply = network(module)
+    if guidance == 1:
+        return bijectors.CausalNetwork(init, plain, memory, one)
+
+    def apply(params: Any, h: Array, condition: Any) -> Array:
+        told, untold = plain(params, h, condition), plain(params, h, None)
+        return untold + guidance * (told - untold)
+
+    def step(params: Any, memory: Any, last: Array, t: Array, condition: Any) -> Any:
+        told, first = one(params, memory[0], last, t, condition)
+        untold, second = one(params, memory[1], last, t, None)
+        return untold + guidance * (told - untold), (first, second)
+
     return bijectors.CausalNetwork(init, apply, memory, step)

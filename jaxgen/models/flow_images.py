@@ -1,0 +1,165 @@
+"""Flows of images in [0, 1]: with classes, and with noise that is taken away again."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import logsumexp
+
+from jaxgen.losses import flow as losses
+from jaxgen.models import flow_bijectors
+from jaxgen.models.base import (
+    Aux,
+    Batch,
+    LogLikelihood,
+    Model,
+    Player,
+    example_keys,
+    normal_prior,
+)
+from jaxgen.models.flow_config import FlowConfig
+
+INIT_IMAGES = 256  # from whose moments actnorm starts
+
+LogProb = Callable[[Any, Array, Any], Array]  # (params, x, label) -> [B] nats
+
+
+def of_images(config: FlowConfig) -> Model:
+    """The model of images `[B, H, W, C]`."""
+    flow = flow_bijectors.image_flow(config)
+
+    def log_prob(params: Any, x: Array, label: Any) -> Array:
+        z, log_det = flow.to_latent(params, x, label)
+        return -losses.negative_log_likelihood(z, log_det)
+
+    def init(key: Array, batch: Batch) -> Any:
+        x = batch["x"][:INIT_IMAGES]
+        label = jnp.zeros(len(x), jnp.int32) if config.num_classes else None
+        return {"flow": flow.init(key, x, label)}
+
+    def objective(
+        params: Any, extra: Any, batch: Batch, key: Array, progress: Array
+    ) -> tuple[Array, Aux]:
+        del extra, progress
+        noise, drop = jax.vmap(jax.random.split, out_axes=1)(example_keys(key, batch))
+        x = _noised(config, batch["x"], noise)
+        return -log_prob(params["flow"], x, _dropped(config, batch, drop)), Aux({})
+
+    def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
+        x, _, label = drawn(config, params, z, keys, condition)
+        if config.noise:
+            x = losses.denoised(
+                lambda y: log_prob(params["flow"], y, label), x, sigma=config.noise / 2
+            )
+        return jnp.clip(x, 0.0, 1.0)
+
+    def encode(params: Any, x: Array, keys: Array, condition: Any = None) -> Array:
+        del keys
+        return flow.to_latent(params["flow"], x, condition)[0]
+
+    def log_likelihood(
+        params: Any, x: Array, keys: Array, condition: Any = None, *, num_samples: int
+    ) -> LogLikelihood:
+        """Of no class in particular where classes are known and none is given."""
+        del num_samples
+        x = _noised(config, x, keys)
+        if condition is None and config.num_classes:
+            nats = logsumexp(_by_class(config, log_prob, params["flow"], x), axis=0)
+            nats = nats - math.log(config.num_classes)
+        else:
+            nats = log_prob(params["flow"], x, condition)
+        return LogLikelihood(nats=nats, kind="exact")
+
+    def classify(params: Any, x: Array, keys: Array) -> Array:
+        by_class = _by_class(config, log_prob, params["flow"], _noised(config, x, keys))
+        return losses.class_log_posterior(by_class)
+
+    return Model(
+        init=lambda key, batch: (init(key, batch), ()),
+        players=(Player("flow", objective),),
+        prior=normal_prior(config.shape or ()),
+        generate=generate,
+        encode=encode,
+        log_likelihood=log_likelihood,
+        classify=classify if config.num_classes else None,
+        density="other" if config.noise else "continuous",
+        views=(
+            ("data, their latents, and back", _there_and_back(flow)),
+            ("between two images, along an arc of the latent", _interpolated(flow)),
+        ),
+    )
+
+
+def drawn(
+    config: FlowConfig, params: Any, z: Array, keys: Array, condition: Any
+) -> tuple[Array, Array, Array | None]:
+    """Images at latents z, their log density `[B]` in nats, and their classes."""
+    label = _labels(config, condition, keys)
+    flow = flow_bijectors.image_flow(config)
+    x, log_det = flow.to_data(params["flow"], z, label)
+    return x, -losses.standard_normal_nll(z) - log_det, label
+
+
+def _noised(config: FlowConfig, x: Array, keys: Array) -> Array:
+    if not config.noise:
+        return x
+    shape = x.shape[1:]
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return x + config.noise / 2 * noise
+
+
+def _dropped(config: FlowConfig, batch: Batch, keys: Array) -> Array | None:
+    """The classes of a batch, some of them replaced by "none"."""
+    if config.num_classes is None:
+        return None
+    kept = jax.vmap(jax.random.uniform)(keys) >= config.label_dropout
+    return jnp.where(kept, batch["label"].astype(jnp.int32), config.num_classes)
+
+
+def _by_class(config: FlowConfig, log_prob: LogProb, params: Any, x: Array) -> Array:
+    """Log p(x given class), `[K, B]`, one class after the other."""
+
+    def told(label: Array) -> Array:
+        return log_prob(params, x, jnp.full(len(x), label))
+
+    return jax.lax.map(told, jnp.arange(config.num_classes or 0))
+
+
+def _labels(config: FlowConfig, condition: Any, keys: Array) -> Array | None:
+    """The classes of samples: as given, or each sample's own draw."""
+    if config.num_classes is None:
+        return None
+    if condition is not None:
+        return condition
+    if config.sampling.label is not None:
+        return jnp.full(keys.shape, config.sampling.label)
+    num_classes = config.num_classes
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
+
+
+def _there_and_back(flow: Any) -> Any:
+    def view(params: Any, x: Array) -> Array:
+        z, _ = flow.to_latent(params["flow"], x[:16])
+        back, _ = flow.to_data(params["flow"], z)
+        return jnp.stack([x[:16], 0.5 + z / 6, back])
+
+    return view
+
+
+def _interpolated(flow: Any, rows: int = 5, columns: int = 12) -> Any:
+    """Along an arc, on which a latent is as long as those of data."""
+
+    def view(params: Any, x: Array) -> Array:
+        pairs = max(1, min(rows, len(x) // 2))
+        ends = jnp.arange(2 * pairs) % len(x)  # a lone image goes to itself
+        z, _ = flow.to_latent(params["flow"], x[ends])
+        angle = jnp.linspace(0.0, jnp.pi / 2, columns)
+        angle = angle.reshape(1, -1, *(1 for _ in x.shape[1:]))
+        between = jnp.cos(angle) * z[0::2, None] + jnp.sin(angle) * z[1::2, None]
+        images, _ = flow.to_data(params["flow"], between.reshape(-1, *x.shape[1:]))
+        return images.reshape(pairs, columns, *x.shape[1:])
+
+    return view
