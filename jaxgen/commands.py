@@ -1,6 +1,7 @@
 """What each command does, once its arguments are parsed."""
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import importlib.util
@@ -26,6 +27,7 @@ from jaxgen.train import (
     assembly,
     checkpoint,
     loop,
+    medium,
     parallel,
     pictures,
     processes,
@@ -144,7 +146,7 @@ def _prepare(
 
 
 def sample(options: Any, sampling: Any = None) -> int:
-    """Draws images from a run; returns the exit status.
+    """Draws images or rows from a run; returns the exit status.
 
     Args:
         options: Of the command.
@@ -153,29 +155,40 @@ def sample(options: Any, sampling: Any = None) -> int:
     if options.num < 1:
         raise UserError(f"--num must be at least 1, got {options.num}")
     _check_seed(options.seed)
-    rundir.RunFolder(options.run).read_config()
-    out = options.out or options.run / "sample.png"
-    if out.suffix not in (".png", ".npz"):
-        raise UserError(f"--out must end in .png or .npz, got {out}")
+    shown = medium.of(rundir.RunFolder(options.run).read_config().model)
+    out = options.out or options.run / f"sample{shown.suffixes[0]}"
+    if out.suffix not in shown.suffixes:
+        endings = " or ".join(shown.suffixes)
+        raise UserError(f"--out must end in {endings} for {shown.unit}, got {out}")
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
     loaded = session.load(options.run, sampling, ema_width=options.ema_width)
     for note in loaded.notes:
         say(note)
-    draw = assembly.Sampler(loaded.model)
-    starts = range(0, options.num, assembly.NUM_SAMPLES)
-    images = np.concatenate(
-        [draw(loaded.params, options.seed, start) for start in starts]
-    )
-    images = images[: options.num]
-    if out.suffix == ".npz":
+    draw = assembly.Sampler(loaded)
+    starts = range(0, options.num, draw.num)
+    samples = [draw(loaded.params, options.seed, start) for start in starts]
+    samples = np.concatenate(samples)[: options.num]
+    if out.suffix == ".csv":
+        names = [column.name for column in loaded.config.model.columns]
+        rundir.write_text(out, _csv(names, samples))
+    elif out.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=images)
+        arrays: dict[str, Any] = {shown.unit: samples}
+        np.savez_compressed(buffer, **arrays)
         rundir.write_bytes(out, buffer.getvalue())
     else:
-        rundir.write_bytes(out, pictures.png(pictures.grid(images), min_side=256))
+        rundir.write_bytes(out, pictures.png(shown.picture(samples), min_side=256))
     sys.stdout.write(f"{out}\n")
     return 0
+
+
+def _csv(names: Sequence[str], rows: np.ndarray) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([[f"{value:.9g}" for value in row] for row in rows])
+    return text.getvalue()
 
 
 def bench(config: configs.RunConfig, options: Any) -> int:
@@ -249,7 +262,7 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     dataset = data.open_dataset(config)
     if tuple(dataset.shape) != tuple(loaded.config.model.shape):
         raise UserError(
-            f"the run was trained on images {loaded.config.model.shape}, these are "
+            f"the run was trained on examples {loaded.config.model.shape}, these are "
             f"{dataset.shape}"
         )
     other = loaded.run.check_data(session.data_identity(dataset))
@@ -264,7 +277,7 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     if options.ema_width is not None:
         result["ema_width"] = options.ema_width
     if judge is not None:
-        draw = functools.partial(assembly.Sampler(loaded.model), loaded.params, seed)
+        draw = functools.partial(assembly.Sampler(loaded), loaded.params, seed)
         num, told = options.judge, judgement.progress()
         result |= classifier.judge(judge, draw, dataset.test, num, progress=told)
     if options.json:
@@ -279,7 +292,8 @@ def evaluate(options: Any, sampling: Any = None) -> int:
 def _print_table(result: dict[str, Any]) -> None:
     width = max(map(len, result))
     for name, value in result.items():
-        sys.stdout.write(f"{name:<{width}}  {_cell(value)}\n")
+        if not isinstance(value, dict):
+            sys.stdout.write(f"{name:<{width}}  {_cell(value)}\n")
 
 
 def _cell(value: Any) -> str:
@@ -323,8 +337,9 @@ def _headline(bound: Sequence[session.Session], dataset: data.Dataset) -> str:
     seeds = f", {len(bound)} seeds" if len(bound) > 1 else ""
     together = f", {processes.count()} processes" if processes.count() > 1 else ""
     return (
-        f"{config.family} on {config.data.name}: {dataset.train.num_examples:,} images "
-        f"{shape}, {count:,} parameters, {config.train.steps:,} steps of "
+        f"{config.family} on {config.data.name}: {dataset.train.num_examples:,} "
+        f"{medium.of(config.model).unit} {shape}, {count:,} parameters, "
+        f"{config.train.steps:,} steps of "
         f"{config.train.batch_size}{seeds}{together}"
     )
 

@@ -347,8 +347,8 @@ def test_make_feed_refuses_a_batch_larger_than_the_set(digits):
 def test_sampler_depends_on_seed_and_number_only(digits):
     bound = session.bind(session.resolve(TINY, digits))
     params, _ = bound.model.init(jax.random.key(1), {"x": np.zeros((1, 8, 8, 1))})
-    draw = assembly.Sampler(bound.model)
-    images = np.concatenate([draw(params, 0), draw(params, 0, assembly.NUM_SAMPLES)])
+    draw = assembly.Sampler(bound)
+    images = np.concatenate([draw(params, 0), draw(params, 0, draw.num)])
     assert images.dtype == np.uint8
     assert np.any(images[:64] != images[64:])
     np.testing.assert_array_equal(draw(params, 0, 5), images[5:69])

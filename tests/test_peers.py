@@ -52,7 +52,7 @@ def test_summary_divides_medians_and_tells_the_spread_of_the_rounds(ratios):
     assert result["num_parameters"] == {"jaxgen": 10, "eager": 10}
     assert result["losses"] == {"jaxgen": [2.0, 1.5], "eager": [2.0, 1.5]}
     assert result["ms_per_step"] == {"jaxgen": 2000.0, "eager": 4000.0}
-    assert result["images_per_s"] == {"jaxgen": 4.0, "eager": 2.0}
+    assert result["examples_per_s"] == {"jaxgen": 4.0, "eager": 2.0}
     assert result["settings"]["eager"] == {"threads": 2}
     # The rounds' own ratios are 3, 2 and 5: their percentiles lie between 2 and 5.
     assert result["ratios"] == {

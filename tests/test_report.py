@@ -106,7 +106,7 @@ def make_model(**fields):
 
 
 def make_records(num, **terms):
-    record = {"loss": 2.0, "loss/vae": 2.0, "images_per_s": 5.0, "train_s": 61.0}
+    record = {"loss": 2.0, "loss/vae": 2.0, "examples_per_s": 5.0, "train_s": 61.0}
     return [{"step": 3 * i, **record, **terms} for i in range(1, num + 1)]
 
 
@@ -227,7 +227,7 @@ def test_report_cuts_a_huge_first_value_and_says_so(whole):
     [
         ([], 0),
         (make_records(1), 2),
-        ([{"step": 3, "loss": float("nan"), "images_per_s": 5.0}], 1),
+        ([{"step": 3, "loss": float("nan"), "examples_per_s": 5.0}], 1),
         ([*make_records(1), {"loss": 3.0}, 7, {"step": 6, "loss": None}], 2),
         (make_records(5, loss=1e300), 2),
         (make_records(2, flat=0.0), 3),

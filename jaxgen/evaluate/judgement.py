@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from jaxgen import data
-from jaxgen.evaluate import likelihood, report
-from jaxgen.train import rundir, session
+from jaxgen.evaluate import calibration, likelihood, report
+from jaxgen.train import medium, rundir, session
 from jaxgen.train.console import say
 
 QUICK_SAMPLES = 16  # effort of the likelihood that ends a training run
@@ -27,13 +27,31 @@ def judge(
     result = likelihood.evaluate_likelihood(loaded, dataset.test, **options)
     if (sampling := getattr(loaded.config.model, "sampling", None)) is not None:
         result["sampling"] = dataclasses.asdict(sampling)
-    error = result["nll_nats_se"]
-    say(
-        f"test: {result['nll_nats']:.3f}{'' if error is None else f' +- {error:.3f}'} "
-        f"nats, {result['bits_per_dim']:.3f} bits/dim ({result['nll_nats_kind']}, "
-        f"{result['num_examples']:,} images, {num_samples} samples)"
-    )
+    if dataset.columns is not None:
+        seed = options.get("seed", 0)
+        result |= calibration.evaluate_calibration(loaded, dataset.test, seed=seed)
+    say(_told(loaded, result))
     return result
+
+
+def _told(loaded: session.Loaded, result: dict[str, Any]) -> str:
+    error = result["nll_nats_se"]
+    words = f"test: {result['nll_nats']:.3f}"
+    words += " nats" if error is None else f" +- {error:.3f} nats"
+    if "bits_per_dim" in result:
+        words += f", {result['bits_per_dim']:.3f} bits/dim"
+    words += f" ({result['nll_nats_kind']}, {result['num_examples']:,} "
+    words += medium.of(loaded.config.model).unit
+    if result["nll_nats_kind"] != "exact":
+        words += f", {result['num_samples']} samples"
+    words += ")"
+    if "bayes_accuracy" in result:
+        words += (
+            f", {100 * result['bayes_accuracy']:.1f} % of the classes by Bayes' rule"
+        )
+    if "coverage_80" in result:
+        words += f"; its 80 % regions hold {100 * result['coverage_80']:.1f} % of them"
+    return words
 
 
 def write(

@@ -40,7 +40,9 @@ def evaluate_likelihood(
         `nll_nats` and `bits_per_dim`, each with `_se` (standard error over the
         examples) and `_kind`; `monte_carlo_se` (nats, of the mean, from the estimate's
         own noise), `step_error_mean` (nats, of a numerical integration), `ess_mean`,
-        `ess_min` where importance sampling is used.
+        `ess_min` where importance sampling is used; `bayes_accuracy` with `_se`: the
+        share of examples whose class is the likeliest by Bayes' rule, where the model
+        was trained with classes.
 
     Raises:
         ValueError: if the family has no likelihood.
@@ -68,7 +70,7 @@ def evaluate_likelihood(
     total = source.num_examples if num_images is None else num_images
     if not 1 <= total <= source.num_examples:
         raise UserError(
-            f"--num-images must be in 1 .. {source.num_examples}, the test images, got "
+            f"--num-images must be in 1 .. {source.num_examples}, the test split, got "
             f"{total}"
         )
     chosen = data.spread(source.num_examples, total)
@@ -82,6 +84,7 @@ def evaluate_likelihood(
             result.standard_error,
             result.ess,
             result.step_error,
+            _is_right(result.class_log_prob, raw.get("label")),
         )
         parts.append([None if c is None else np.asarray(c)[real] for c in columns])
         done += int(real.sum())
@@ -95,25 +98,34 @@ def evaluate_likelihood(
 def _summary(
     loaded: Loaded, columns: Any, kind: str, num_samples: int
 ) -> dict[str, Any]:
-    nats, standard_error, ess, step_error = columns
+    nats, standard_error, ess, step_error, is_right = columns
     nats = np.asarray(nats, np.float64)
     if not np.all(np.isfinite(nats)):
         count = int(np.sum(~np.isfinite(nats)))
         raise RunError(f"evaluate: {count} of {len(nats)} likelihoods are not finite")
     error = np.inf if len(nats) < 2 else nats.std(ddof=1) / np.sqrt(len(nats))
-    dims = int(np.prod(loaded.config.model.shape))
-    bits = estimators.bits_per_dim(-nats.mean(), dims, kind=loaded.model.density)
-    result = {
+    result: dict[str, Any] = {
         "nll_nats": float(-nats.mean()),
         "nll_nats_se": _or_none(error),
         "nll_nats_kind": kind,
-        "bits_per_dim": float(bits),
-        "bits_per_dim_se": _or_none(error / (dims * np.log(2.0))),
-        "bits_per_dim_kind": kind,
+    }
+    if loaded.model.density != "other":
+        dims = int(np.prod(loaded.config.model.shape))
+        bits = estimators.bits_per_dim(-nats.mean(), dims, kind=loaded.model.density)
+        result |= {
+            "bits_per_dim": float(bits),
+            "bits_per_dim_se": _or_none(error / (dims * np.log(2.0))),
+            "bits_per_dim_kind": kind,
+        }
+    result |= {
         "num_examples": len(nats),
         "num_samples": num_samples,
         "step": loaded.step,
     }
+    if is_right is not None:
+        share = float(np.mean(is_right))
+        result["bayes_accuracy"] = share
+        result["bayes_accuracy_se"] = float(np.sqrt(share * (1 - share) / len(nats)))
     if standard_error is not None:
         spread = np.sqrt(np.sum(np.square(standard_error, dtype=np.float64)))
         result["monte_carlo_se"] = _or_none(spread / len(nats))
@@ -122,6 +134,12 @@ def _summary(
     if ess is not None:
         result["ess_mean"], result["ess_min"] = float(ess.mean()), float(ess.min())
     return result
+
+
+def _is_right(class_log_prob: Any, label: Any) -> np.ndarray | None:
+    if class_log_prob is None or label is None:
+        return None
+    return np.argmax(class_log_prob, axis=1) == label
 
 
 def _or_none(value: Any) -> float | None:

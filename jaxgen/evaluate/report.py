@@ -7,7 +7,6 @@ family by name. Layout, style, script and headings are in report.html.in beside.
 import contextlib
 import dataclasses
 import json
-import math
 import re
 import shlex
 import string
@@ -23,8 +22,7 @@ from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.evaluate import figures, formats
 from jaxgen.train import config as configs
-from jaxgen.train import console, pictures, rundir, session
-from jaxgen.train.assembly import NUM_SAMPLES
+from jaxgen.train import console, medium, pictures, rundir, session
 
 NUM_TEST = 64  # test images that the views are made of
 GRID_WIDTH = 440  # CSS pixels of a grid of samples, about
@@ -75,19 +73,22 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
 def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) -> str:
     """The headline numbers; one that is not known is not shown."""
     last = records[-1] if records else {}
+    unit = medium.of(loaded.config.model).unit
     cards = []  # title, value or None, unit, note
     for name in _losses(records):
         title = " of ".join(["training loss", *name.split("/")[1:]])
-        note = f"per image; mean of the steps up to {last.get('step', 0):,}"
+        note = f"per {unit[:-1]}; mean of the steps up to {last.get('step', 0):,}"
         value = f"{last[name]:,.2f}" if formats.is_number(last.get(name)) else None
         cards.append((title, value, _unit(loaded, name), note))
     kind = evaluation.get("nll_nats_kind")
-    note = f"{KINDS.get(str(kind), kind)}, {evaluation.get('num_examples')} test images"
+    note = f"{KINDS.get(str(kind), kind)}, {evaluation.get('num_examples')} test {unit}"
     note += f", step {evaluation.get('step')}; ± is the standard error"
     nll, bits = (
         formats.with_error(evaluation, n) for n in ("nll_nats", "bits_per_dim")
     )
-    cards.append(("test negative log-likelihood", nll, "nats", f"per image; {note}"))
+    cards.append(
+        ("test negative log-likelihood", nll, "nats", f"per {unit[:-1]}; {note}")
+    )
     cards.append(("test bits per dimension", bits, "bits", note))
     if not evaluation and loaded.model.log_likelihood:
         cards.append(("test negative log-likelihood", "–", "", "not evaluated yet"))
@@ -96,11 +97,11 @@ def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) 
     cards.append(("parameters", f"{sum(counts.values()):,}", "", note))
     rates, seconds, compiled = (
         [r[name] for r in records if formats.is_number(r.get(name))]
-        for name in ("images_per_s", "train_s", "compile_s")
+        for name in ("examples_per_s", "train_s", "compile_s")
     )
     if rates:
         rate = f"{np.median(rates):,.0f}"
-        cards.append(("training speed", rate, "images/s", "median of the run"))
+        cards.append(("training speed", rate, f"{unit}/s", "median of the run"))
     if seconds:
         time = console.duration(seconds[-1])
         cards.append(("training time", time, "h:mm:ss", "without compiling, sampling"))
@@ -117,16 +118,20 @@ def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) 
 
 def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     """The loss or losses, each named term, the gradient's norm, the speed."""
+    unit = medium.of(loaded.config.model).unit
     names = list(dict.fromkeys(name for record in records for name in record))
     norms = [name for name in names if name.startswith("gradient_norm/")]
-    others = {"step", "loss", "images_per_s", "train_s", "compile_s", *norms}
+    others = {"step", "loss", "examples_per_s", "train_s", "compile_s", *norms}
     terms = [n for n in names if n not in others and not n.startswith("loss/")]
     losses = _losses(records)
     panels = [
-        ("loss", f"{_unit(loaded, losses[0])} per image", losses),
-        *((name, f"{_unit(loaded, losses[0])} per image", [name]) for name in terms),
+        ("loss", f"{_unit(loaded, losses[0])} per {unit[:-1]}", losses),
+        *(
+            (name, f"{_unit(loaded, losses[0])} per {unit[:-1]}", [name])
+            for name in terms
+        ),
         ("gradient norm before clipping", "L2 norm", norms),
-        ("training speed", "images/s", ["images_per_s"]),
+        ("training speed", f"{unit}/s", ["examples_per_s"]),
     ]
     shown = [
         figures.figure(title, unit, lines)
@@ -168,10 +173,10 @@ def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
     folder = loaded.run.samples
     found = ((re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in folder.glob("*"))
     grids = sorted((int(match[1]), path) for match, path in found if match)
-    width, width_of_reals = (  # in pixels, before they were enlarged
-        math.ceil(math.sqrt(num)) * (dataset.shape[1] + 1) - 1
-        for num in (NUM_SAMPLES, min(NUM_SAMPLES, dataset.train.num_examples))
-    )
+    shown = medium.of(loaded.config.model)
+    num_reals = min(shown.num_samples, dataset.train.num_examples)
+    # In pixels, before they were enlarged.
+    width, width_of_reals = shown.width(shown.num_samples), shown.width(num_reals)
     images = [
         f'<img class="pixels" data-step="{step}" alt="samples at step {step}" '
         f'src="{formats.uri("png", path.read_bytes())}">'

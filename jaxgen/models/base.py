@@ -77,7 +77,7 @@ class Curve(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("nats", "standard_error", "ess", "step_error"),
+    data_fields=("nats", "standard_error", "ess", "step_error", "class_log_prob"),
     meta_fields=("kind",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,8 @@ class LogLikelihood:
         standard_error: `[B]` Monte Carlo error in nats, or None if there is none.
         ess: `[B]` effective sample size of importance sampling, or None.
         step_error: `[B]` error of a numerical integration in nats, or None.
+        class_log_prob: `[B, K]` log P(class given x) in nats, of a model of classes that
+            was given none, or None.
     """
 
     nats: Array
@@ -97,6 +99,7 @@ class LogLikelihood:
     standard_error: Array | None = None
     ess: Array | None = None
     step_error: Array | None = None
+    class_log_prob: Array | None = None
 
 
 class Model(NamedTuple):
@@ -111,8 +114,6 @@ class Model(NamedTuple):
         log_likelihood: `(params, x, keys, condition=None, *, num_samples) ->
             LogLikelihood`, or None. `num_samples` is the effort of an estimate (K of
             importance sampling, probes of a trace); exact models ignore it.
-        classify: `(params, x, keys) -> log P(class given x) [K, B]`, of a model that is
-            a classifier too, or None.
         density: What the likelihood is a density of: "discrete" levels (bits/dim is
             NLL / (D ln 2)), "continuous" data in [0, 1] (8 bits/dim more), or "other"
             data, of which there are no bits/dim.
@@ -127,7 +128,6 @@ class Model(NamedTuple):
     generate: Callable[..., Array]
     encode: Callable[..., Array] | None = None
     log_likelihood: Callable[..., LogLikelihood] | None = None
-    classify: Callable[..., Array] | None = None
     density: Literal["discrete", "continuous", "other"] = "discrete"
     views: tuple[tuple[str, Callable[..., Array]], ...] = ()
     curves: tuple[Curve, ...] = ()

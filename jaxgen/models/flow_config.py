@@ -72,7 +72,7 @@ class FlowConfig:
     width: int | None = None
     """Channels of the networks; by default 128, 64 for glow and tables."""
     layers: int | None = None
-    """Layers of each transformer; by default 4, and 1 in jet; blocks of two layers in the
+    """Layers of each transformer; by default 2, and 1 in jet; blocks of two layers in the
     networks of tables and patches, by default 1."""
     patch: int | None = None
     """Side of tarflow's and jet's patches; by default 2 up to 16 pixels, 4 above."""
@@ -156,7 +156,7 @@ def resolve(
         elements=config.elements or ("affine" if net in ("jet", "glow") else "splines"),
         depth=config.depth or depths.get(net, 5),
         width=config.width or (128 if net in ("tarflow", "jet") else 64),
-        layers=config.layers or (4 if net == "tarflow" else 1),
+        layers=config.layers or (2 if net == "tarflow" else 1),
         patch=_patch(config, net, shape),
         num_classes=num_classes if config.conditional else None,
         shape=tuple(shape),

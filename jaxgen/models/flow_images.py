@@ -1,7 +1,6 @@
 """Flows of images in [0, 1]: with classes, and with noise that is taken away again."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,8 +22,6 @@ from jaxgen.models.base import (
 from jaxgen.models.flow_config import FlowConfig
 
 INIT_IMAGES = 256  # from whose moments actnorm starts
-
-LogProb = Callable[[Any, Array, Any], Array]  # (params, x, label) -> [B] nats
 
 
 def of_images(config: FlowConfig) -> Model:
@@ -63,19 +60,21 @@ def of_images(config: FlowConfig) -> Model:
     def log_likelihood(
         params: Any, x: Array, keys: Array, condition: Any = None, *, num_samples: int
     ) -> LogLikelihood:
-        """Of no class in particular where classes are known and none is given."""
+        """Over all classes, each as likely as another, where one could be given."""
         del num_samples
         x = _noised(config, x, keys)
-        if condition is None and config.num_classes:
-            nats = logsumexp(_by_class(config, log_prob, params["flow"], x), axis=0)
-            nats = nats - math.log(config.num_classes)
-        else:
+        if condition is not None or not config.num_classes:
             nats = log_prob(params["flow"], x, condition)
-        return LogLikelihood(nats=nats, kind="exact")
-
-    def classify(params: Any, x: Array, keys: Array) -> Array:
-        by_class = _by_class(config, log_prob, params["flow"], _noised(config, x, keys))
-        return losses.class_log_posterior(by_class)
+            return LogLikelihood(nats=nats, kind="exact")
+        by_class = jax.lax.map(  # one class after the other, for memory's sake
+            lambda label: log_prob(params["flow"], x, jnp.full(len(x), label)),
+            jnp.arange(config.num_classes),
+        )
+        return LogLikelihood(
+            nats=logsumexp(by_class, axis=0) - math.log(config.num_classes),
+            kind="exact",
+            class_log_prob=losses.class_log_posterior(by_class).T,
+        )
 
     return Model(
         init=lambda key, batch: (init(key, batch), ()),
@@ -84,7 +83,6 @@ def of_images(config: FlowConfig) -> Model:
         generate=generate,
         encode=encode,
         log_likelihood=log_likelihood,
-        classify=classify if config.num_classes else None,
         density="other" if config.noise else "continuous",
         views=(
             ("data, their latents, and back", _there_and_back(flow)),
@@ -117,15 +115,6 @@ def _dropped(config: FlowConfig, batch: Batch, keys: Array) -> Array | None:
         return None
     kept = jax.vmap(jax.random.uniform)(keys) >= config.label_dropout
     return jnp.where(kept, batch["label"].astype(jnp.int32), config.num_classes)
-
-
-def _by_class(config: FlowConfig, log_prob: LogProb, params: Any, x: Array) -> Array:
-    """Log p(x given class), `[K, B]`, one class after the other."""
-
-    def told(label: Array) -> Array:
-        return log_prob(params, x, jnp.full(len(x), label))
-
-    return jax.lax.map(told, jnp.arange(config.num_classes or 0))
 
 
 def _labels(config: FlowConfig, condition: Any, keys: Array) -> Array | None:

@@ -17,12 +17,11 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
-from jaxgen.models.base import Model, sample_keys
-from jaxgen.train import parallel, pictures, update
+from jaxgen.models.base import sample_keys
+from jaxgen.train import medium, parallel, update
 from jaxgen.train.console import say
 from jaxgen.train.session import Loaded, Session, load
 
-NUM_SAMPLES = 64  # images in a sample grid
 INIT_NUMBERS = 2**23  # of at most 4096 images that a data-dependent init sees
 
 
@@ -127,7 +126,8 @@ def first_states(
     session = sessions[0]
     num = max(1, min(4096, INIT_NUMBERS // math.prod(dataset.shape)))
     num = min(num, dataset.train.num_examples)
-    raw = {n: jnp.asarray(a) for n, a in dataset.train.take(np.arange(num)).items()}
+    chosen = data.spread(dataset.train.num_examples, num)
+    raw = {n: jnp.asarray(a) for n, a in dataset.train.take(chosen).items()}
 
     def init(key: jax.Array, raw: Any) -> update.TrainState:
         batch = data.prepare(raw, key, transform=session.config.data.transform)
@@ -199,21 +199,28 @@ def make_advance(
 
 
 class Sampler:
-    """Draws images from a model; image i depends on (seed, i) alone.
+    """Draws examples from a model; example i depends on (seed, i) alone.
 
-    Always `NUM_SAMPLES` at once, so that rounding does not depend on how many.
+    Always as many at once, so that rounding does not depend on how many are wanted.
+
+    Args:
+        session: The run, or what was loaded of it.
+
+    Attributes:
+        num: How many at once.
     """
 
-    def __init__(self, model: Model):
-        self._model = model
+    def __init__(self, session: Session | Loaded):
+        self._model, self._medium = session.model, medium.of(session.config.model)
+        self.num = self._medium.num_samples
         self._draw = jax.jit(self._some)
 
     def __call__(self, params: Any, seed: int, start: int = 0) -> np.ndarray:
-        """uint8 images `start .. start + NUM_SAMPLES`, `[NUM_SAMPLES, H, W, C]`."""
+        """Examples `start .. start + num`, uint8 images or float32 rows, `[num, ...]`."""
         key = jax.random.key(seed)
-        return pictures.to_uint8(np.asarray(self._draw(params, key, start)))
+        return self._medium.stored(np.asarray(self._draw(params, key, start)))
 
     def _some(self, params: Any, key: jax.Array, start: jax.Array | int) -> jax.Array:
         key = jax.random.fold_in(key, 2**30)
-        keys = sample_keys(key, start + jnp.arange(NUM_SAMPLES))
+        keys = sample_keys(key, start + jnp.arange(self.num))
         return self._model.generate(params, self._model.prior(keys[0]), keys[1])

@@ -39,7 +39,7 @@ class Meter:
                 TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
                 BarColumn(bar_width=None),
                 TextColumn("loss {task.fields[loss]:.3f}"),
-                TextColumn("{task.fields[rate]:,.0f} images/s"),
+                TextColumn("{task.fields[rate]:,.0f} examples/s"),
                 TextColumn("ETA"),
                 _Eta(),
                 console=Console(stderr=True),
@@ -51,19 +51,19 @@ class Meter:
             self._bar.start()
 
     def show(
-        self, step: int, loss: float, images_per_s: float, steps_per_s: float
+        self, step: int, loss: float, examples_per_s: float, steps_per_s: float
     ) -> None:
         """Tells of the interval that ended at `step`."""
         eta = (self._steps - step) / steps_per_s if steps_per_s else math.nan
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=step, loss=loss, rate=images_per_s, eta=eta
+                self._task, completed=step, loss=loss, rate=examples_per_s, eta=eta
             )
         elif time.monotonic() - self._last > PLAIN_SECONDS or step == self._steps:
             self._last = time.monotonic()
             say(
                 f"step {step:,}/{self._steps:,}  loss {loss:.3f}  "
-                f"{images_per_s:,.0f} images/s  ETA {duration(eta)}"
+                f"{examples_per_s:,.0f} examples/s  ETA {duration(eta)}"
             )
 
     def close(self) -> None:

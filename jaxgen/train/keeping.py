@@ -12,6 +12,7 @@ from jaxgen import data
 from jaxgen.train import (
     assembly,
     checkpoint,
+    medium,
     parallel,
     pictures,
     processes,
@@ -56,12 +57,12 @@ class Keepers:
     ):
         self._runs, self._layout, self._checkpoints = runs, layout, checkpoints
         self._config = runs[0].session.config.train
-        self._draw = assembly.Sampler(runs[0].session.model)
+        self._draw = assembly.Sampler(runs[0].session)
         paths = writing.paths_of(abstract_state(runs[0].session).params)
         self._writers = [
             writing.Writer(
                 run.folder,
-                self._config,
+                run.session.config,
                 paths,
                 start,
                 compile_s,
@@ -170,8 +171,9 @@ def finite_copy(step: int, state: update.TrainState) -> update.TrainState:
 
 
 def write_reals(dataset: data.Dataset, run: Run) -> None:
-    """Writes a grid of training images, as the model sees them, to `reals.png`."""
-    num = min(assembly.NUM_SAMPLES, dataset.train.num_examples)
+    """Writes a picture of training examples, as the model sees them, to `reals.png`."""
+    shown = medium.of(run.session.config.model)
+    num = min(shown.num_samples, dataset.train.num_examples)
     raw = dataset.train.take(data.spread(dataset.train.num_examples, num))["x"]
     config = run.session.config
     x = data.prepare(
@@ -179,6 +181,6 @@ def write_reals(dataset: data.Dataset, run: Run) -> None:
         jax.random.key(config.train.seed),
         transform=config.data.transform,
     )["x"]
-    picture = pictures.grid(pictures.to_uint8(np.asarray(x)))
+    picture = shown.picture(shown.stored(np.asarray(x)))
     path = run.folder.samples / "reals.png"
     rundir.write_bytes(path, pictures.png(picture, min_side=256))

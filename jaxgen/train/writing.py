@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxgen._checks import RunError
-from jaxgen.train import console, pictures, processes, rundir
+from jaxgen.train import console, medium, pictures, processes, rundir
 
 REMEDY = (
     "Nothing of it was saved: with a lower --learning-rate or with --clip-norm the run "
@@ -24,7 +24,7 @@ class Writer:
 
     Args:
         run: The folder.
-        config: Of training.
+        config: Of the run.
         paths: Names of each player's parameters, as `paths_of` gives them.
         start: The step training starts from.
         compile_s: Seconds of compilation, told in the first record.
@@ -43,7 +43,8 @@ class Writer:
         place: tuple[int, int] = (0, 1),
         tensorboard: bool,
     ):
-        self._run, self._config, self._place = run, config, place
+        self._run, self._config, self._place = run, config.train, place
+        self._medium = medium.of(config.model)
         self._writes = processes.is_first()
         self._paths = paths
         records = run.read_metrics()
@@ -51,7 +52,7 @@ class Writer:
         self._compile_s = compile_s
         self._pending: list[tuple[int, int, Any]] = []
         is_shown = self._writes and place[0] == 0
-        self._meter = console.Meter(config.steps, start) if is_shown else None
+        self._meter = console.Meter(config.train.steps, start) if is_shown else None
         mirrors = self._writes and tensorboard
         self._board = _tensorboard(run, start) if mirrors else None
         self._since = time.perf_counter()
@@ -92,7 +93,7 @@ class Writer:
                 name.replace("gradient_norms/", "gradient_norm/"): v
                 for name, v in terms.items()
             },
-            "images_per_s": steps_per_s * self._config.batch_size,
+            "examples_per_s": steps_per_s * self._config.batch_size,
             "train_s": self._train_s,
         }
         if self._compile_s:
@@ -102,11 +103,13 @@ class Writer:
             for name, value in record.items():
                 self._board.add_scalar(name, value, step)
         if self._meter is not None:
-            self._meter.show(step, record["loss"], record["images_per_s"], steps_per_s)
+            self._meter.show(
+                step, record["loss"], record["examples_per_s"], steps_per_s
+            )
 
-    def samples(self, step: int, images: np.ndarray) -> None:
-        """Writes the grid of the fixed latents."""
-        picture = pictures.grid(images)
+    def samples(self, step: int, samples: np.ndarray) -> None:
+        """Writes the picture of the fixed latents' samples."""
+        picture = self._medium.picture(samples)
         path = self._run.samples / f"step_{step:08d}.png"
         rundir.write_bytes(path, pictures.png(picture, min_side=256))
         if self._board is not None:

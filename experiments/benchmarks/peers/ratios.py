@@ -24,7 +24,7 @@ def summary(
             of all sides was run one after the other. The first side is jaxgen.
 
     Returns:
-        `ms_per_step` (medians per side), `images_per_s`, `num_parameters`, and per other
+        `ms_per_step` (medians per side), `examples_per_s`, `num_parameters`, and per other
         side `ratios`: `median`, the ratio of the medians, its seconds over jaxgen's
         (above 1, jaxgen is faster), and `p10` and `p90` of the rounds' own ratios, and
         `fastest`, the ratio of the fastest timings, which other programs disturbed
@@ -53,7 +53,7 @@ def summary(
         "num_parameters": {s: told["num_parameters"] for s, told in sides.items()},
         "rounds": len(ours),
         "ms_per_step": {s: 1e3 * median for s, median in medians.items()},
-        "images_per_s": {s: case["batch_size"] / m for s, m in medians.items()},
+        "examples_per_s": {s: case["batch_size"] / m for s, m in medians.items()},
         "ratios": ratios,
         "settings": {s: told["settings"] for s, told in sides.items()},
         **{
@@ -105,7 +105,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             ratio = result["ratios"].get(side, {})
             told = [f"{value:.2f}" for value in ratio.values()]
             size = f"{result['num_parameters'][side]:,}"
-            speed = f"{ms:.3f}", f"{result['images_per_s'][side]:,.1f}"
+            speed = f"{ms:.3f}", f"{result['examples_per_s'][side]:,.1f}"
             rows.append((result["case"], side, size, *speed, *told))
     widths = [max(len(r[i]) for r in rows if i < len(r)) for i in range(len(head))]
     return [

@@ -1,0 +1,117 @@
+"""What examples are, images or rows of a table, to those who show and store them."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen.columns import Column
+from jaxgen.train import pictures
+
+MAX_SHOWN = 6  # columns of a table
+DOTS = 100  # an inch
+
+
+class Medium(NamedTuple):
+    """How examples are called, stored and shown.
+
+    Attributes:
+        unit: Their name, in the plural.
+        num_samples: How many are drawn for a picture.
+        stored: From what a model gives to what is written, `[N, ...]`.
+        picture: From stored examples to one picture `[height, width, 1 or 3]`, uint8.
+        width: Of a picture of so many examples, in pixels.
+        suffixes: Of the files they can be written to, the first by default.
+    """
+
+    unit: str
+    num_samples: int
+    stored: Callable[[np.ndarray], np.ndarray]
+    picture: Callable[[np.ndarray], np.ndarray]
+    width: Callable[[int], int]
+    suffixes: tuple[str, ...]
+
+
+def of(model: Any) -> Medium:
+    """The medium of a model's resolved config."""
+    columns = getattr(model, "columns", None)
+    if columns is None:
+        return Medium(
+            unit="images",
+            num_samples=64,
+            stored=pictures.to_uint8,
+            picture=pictures.grid,
+            width=lambda num: math.ceil(math.sqrt(num)) * (model.shape[1] + 1) - 1,
+            suffixes=(".png", ".npz"),
+        )
+    return Medium(
+        unit="rows",
+        num_samples=1024,
+        stored=lambda x: np.asarray(x, np.float32),
+        picture=lambda rows: scatter(rows, columns),
+        width=lambda num: round(DOTS * _inches(len(_shown(columns)))),
+        suffixes=(".csv", ".npz", ".png"),
+    )
+
+
+def scatter(rows: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
+    """Each of the first columns against each, and its histogram.
+
+    Args:
+        rows: `[N, C]`.
+        columns: Their names and kinds; a positive one has a logarithmic axis.
+
+    Returns:
+        `[height, width, 3]` uint8.
+    """
+    from matplotlib.figure import Figure
+
+    shown = _shown(columns)
+    side = _inches(len(shown))
+    figure = Figure((side, side), dpi=DOTS, layout="constrained")
+    axes = figure.subplots(len(shown), len(shown), squeeze=False)
+    for i, row in enumerate(shown):
+        for j, column in enumerate(shown):
+            axis = axes[i, j]
+            if j > i:
+                axis.axis("off")
+                continue
+            across, up = _for_axis(rows, columns, column), _for_axis(rows, columns, row)
+            if i == j:
+                axis.hist(across[np.isfinite(across)], bins=40, color="C0")
+                axis.set_yticks([])
+            else:
+                axis.plot(across, up, ".", color="C0", ms=2, alpha=0.4, mew=0)
+            axis.tick_params(labelsize=6)
+            if i == len(shown) - 1:
+                axis.set_xlabel(_label(columns[column]), fontsize=7)
+            if j == 0 and i:
+                axis.set_ylabel(_label(columns[row]), fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="rgba")
+    pixels = np.frombuffer(buffer.getvalue(), np.uint8)
+    return pixels.reshape(round(DOTS * side), -1, 4)[..., :3]
+
+
+def _shown(columns: Sequence[Column]) -> list[int]:
+    return [i for i, c in enumerate(columns) if not c.is_context][:MAX_SHOWN]
+
+
+def _inches(num: int) -> float:
+    return 3.2 if num == 1 else 1.7 * num
+
+
+def _for_axis(rows: np.ndarray, columns: Sequence[Column], place: int) -> np.ndarray:
+    values = rows[:, place].astype(np.float64)
+    if columns[place].kind == "positive":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log10(values)
+    return values
+
+
+def _label(column: Column) -> str:
+    name = column.name if len(column.name) <= 20 else f"{column.name[:19]}…"
+    name = name.replace("$", r"\$")
+    return f"log10 {name}" if column.kind == "positive" else name
