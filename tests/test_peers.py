@@ -17,6 +17,12 @@ EXTRA = [
 ]
 
 
+FLOW_EXTRA = [
+    name
+    for name in ("torch", "zuko", "nflows", "flowjax")
+    if not importlib.util.find_spec(name)
+]
+
 TOY = {"case": "toy", "batch_size": 8, "parameters_apart": 0.0}
 
 
@@ -103,6 +109,27 @@ def test_check_equal_of_other_networks_compares_sizes_and_samples(
         )
 
 
+def test_check_equal_compares_each_density_with_its_own_numerical_one(ratios):
+    sides = {
+        "jaxgen": {"num_parameters": 10, "densities": [[-2.0, -3.0], [-2.0, -3.0]]},
+        "peer": {"num_parameters": 10, "densities": [[-5.0, -9.0], [-5.0, -9.0]]},
+    }
+    ratios.check_equal(sides)
+    for side in sides:
+        wrong = {"num_parameters": 10, "densities": [[-5.0, -9.0], [-5.0, -9.01]]}
+        with pytest.raises(ValueError, match="densities: peer"):
+            ratios.check_equal({**sides, side: wrong})
+
+
+def test_densities_are_those_of_a_linear_map(monkeypatch):
+    flow_cases = imported(monkeypatch, "flow_cases")
+    matrix, x = np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([[1.0, -2.0]])
+    z = x @ matrix.T
+    told = np.log(6.0) - 0.5 * (z**2).sum(1) - np.log(2 * np.pi)
+    found = flow_cases.densities(told, z, matrix[None])["densities"]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+
+
 def test_posterior_mean_is_that_of_the_mixture(cases):
     alpha, sigma, x = 0.8, 0.6, np.array([-1.3, -0.2, 0.5, 2.0])
     x0 = np.linspace(-4.0, 4.0, 20001)
@@ -118,7 +145,10 @@ def test_cases_of_diffusion_keep_their_networks_at_smoke_size(cases):
     for name, full in cases.CASES.items():
         small = cases.case(name, smoke=True)
         assert small.batch_size < full.batch_size
-        assert (small.widths == full.widths) == (full.net == "diffusion")
+        if hasattr(full, "widths"):
+            assert (small.widths == full.widths) == (full.net == "diffusion")
+        else:
+            assert (small.dim, small.hidden) < (full.dim, full.hidden)
         assert {full.module(side).split("_")[0] for side in full.sides} == {
             "jax",
             "torch",
@@ -184,6 +214,29 @@ def test_peers_of_diffusion_compare_networks_of_one_size(case, sides, tmp_path):
             samples = result["samples"]
             assert len(set(samples[side])) == 64
             np.testing.assert_allclose(samples[side], samples["jaxgen"], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    bool(FLOW_EXTRA),
+    reason=f"{' and '.join(FLOW_EXTRA)}: the extra `peers` is not installed",
+)
+@pytest.mark.parametrize("case", ["spline-8d", "maf-8d", "affine-8d"])
+def test_peers_of_flows_are_of_one_size_and_their_densities_right(case, tmp_path):
+    out = tmp_path / "peers.json"
+    sides = ("jaxgen", "zuko", "nflows", "flowjax", "flowjax-scan")
+    argv = [sys.executable, FOLDER, case, "--smoke", "--rounds", "1", "--out", out]
+    argv += ["--sides", *sides]
+    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(out.read_text())["results"]
+    ours = result["num_parameters"]["jaxgen"]
+    for side in sides:
+        apart = 0.1 if side.startswith("flowjax") else 0
+        assert result["num_parameters"][side] == pytest.approx(ours, rel=apart)
+        told, numerical = result["densities"][side]
+        assert len(set(told)) == 4
+        np.testing.assert_allclose(told, numerical, rtol=1e-4, atol=1e-3)
 
 
 def test_peers_refuse_an_unknown_case():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+from flow_cases import FLOW_CASES, FlowCase
 
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.99)
 CHECKED_UPDATES = 3  # whose losses are compared, from equal parameters and noise
@@ -58,7 +59,7 @@ class Case:
         return f"{'jax' if side == 'jaxgen' else 'torch'}_{kind}"
 
 
-CASES = {
+CASES: dict[str, Case | FlowCase] = {
     "mlp": Case(
         net="mlp",
         widths=(512,),
@@ -93,14 +94,17 @@ CASES = {
         sides=("jaxgen", "diffusers", "diffusers-compiled"),
         parameters_apart=0.11,
     ),
+    **FLOW_CASES,
 }
 
 
-def case(name: str, *, smoke: bool, devices: int = 1) -> Case:
+def case(name: str, *, smoke: bool, devices: int = 1) -> Case | FlowCase:
     """A case by its name; at smoke size, seconds rather than minutes."""
     full = dataclasses.replace(CASES[name], devices=devices)
     if not smoke:
         return full
+    if isinstance(full, FlowCase):
+        return full.small()
     if full.net == "diffusion":  # the numbers of parameters are compared
         return dataclasses.replace(full, batch_size=2)
     return dataclasses.replace(
