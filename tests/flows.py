@@ -118,6 +118,7 @@ def cases() -> dict[str, Case]:
         bijectors.rational_quadratic(num_bins=5, bound=3.0),
     )
     circle = bijectors.rational_quadratic(num_bins=5, bound=math.pi, periodic=True)
+    free = bijectors.rational_quadratic(num_bins=4, bound=1.5, free_ends=True)
     layer = bijectors.chain(
         bijectors.coupling(mlp(rqs.num_params * 2), rqs, num_kept=2),
         bijectors.invertible_linear(),
@@ -134,6 +135,7 @@ def cases() -> dict[str, Case]:
     return {
         "elementwise_affine": Case(bijectors.elementwise(affine)),
         "elementwise_rqs": Case(bijectors.elementwise(rqs)),
+        "elementwise_free_ends": Case(bijectors.elementwise(free), low=-1.5, high=1.5),
         "elementwise_circular": Case(
             bijectors.elementwise(circle), low=-math.pi, high=math.pi
         ),

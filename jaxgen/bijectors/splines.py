@@ -51,14 +51,22 @@ class _Bin(NamedTuple):
     next_slope: Array
 
 
-def spline(raw: Raw, *, bound: int | float, periodic: bool = False) -> Spline:
+def spline(
+    raw: Raw,
+    *,
+    bound: int | float,
+    periodic: bool = False,
+    free_ends: bool = False,
+) -> Spline:
     """The spline of unconstrained numbers; zeros give the identity.
 
     Args:
         raw: K widths, K heights and the slopes between them: K - 1, those at the two
-            ends being 1, or K where it is periodic. So P = 3 K - 1, or 3 K.
+            ends being 1; K where it is periodic, K + 1 where the ends are free. So P is
+            3 K - 1, 3 K or 3 K + 1.
         bound: The spline maps [-bound, bound] onto itself.
         periodic: Whether both ends have one slope, as on a circle.
+        free_ends: Whether each end has a slope of its own, where nothing lies outside.
 
     Returns:
         `Spline` of K + 1 knots. A bin is at least `MIN_SHARE` of an even share wide and
@@ -67,18 +75,18 @@ def spline(raw: Raw, *, bound: int | float, periodic: bool = False) -> Spline:
     Raises:
         ValueError: if P is not such a number.
     """
-    num, rest = divmod(raw.shape[-2] + (not periodic), 3)
+    more = 1 if free_ends else 0 if periodic else -1
+    num, rest = divmod(raw.shape[-2] - more, 3)
     if rest or num < 1:
         raise ValueError(
-            f"spline: raw must be [..., P, C] with P = 3 K{'' if periodic else ' - 1'}, "
-            f"got shape {raw.shape}."
+            f"spline: raw must be [..., P, C] with P = 3 K {more:+d}, got shape {raw.shape}."
         )
     raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
     widths, heights, slopes = jnp.split(raw, (num, 2 * num), axis=-2)
     slopes = MIN_SLOPE + jax.nn.softplus(slopes + math.log(math.expm1(1 - MIN_SLOPE)))
     if periodic:
         slopes = jnp.concatenate([slopes, slopes[..., :1, :]], axis=-2)
-    else:
+    elif not free_ends:
         ends = jnp.ones_like(raw[..., :1, :])
         slopes = jnp.concatenate([ends, slopes, ends], axis=-2)
     return Spline(_edges(widths, bound), _edges(heights, bound), slopes)

@@ -61,7 +61,11 @@ def affine(*, max_log_scale: int | float = 3.0) -> Transform:
 
 
 def rational_quadratic(
-    *, num_bins: int = 8, bound: int | float = 5.0, periodic: bool = False
+    *,
+    num_bins: int = 8,
+    bound: int | float = 5.0,
+    periodic: bool = False,
+    free_ends: bool = False,
 ) -> Transform:
     """A rational-quadratic spline within [-bound, bound], and the identity outside.
 
@@ -69,6 +73,7 @@ def rational_quadratic(
         num_bins: Between the knots.
         bound: Of the box. Data far from standard deviation 1 should be scaled first.
         periodic: For angles in [-bound, bound): the slopes at both ends are equal.
+        free_ends: For data that never leave the box: the slope at each end is its own.
 
     Raises:
         ValueError: if a number is not positive.
@@ -78,9 +83,11 @@ def rational_quadratic(
         section 2.1.2, arXiv:2002.02428.
     """
     _checks.check_positive("rational_quadratic", num_bins=num_bins, bound=bound)
-    make = functools.partial(splines.spline, bound=bound, periodic=periodic)
+    make = functools.partial(
+        splines.spline, bound=bound, periodic=periodic, free_ends=free_ends
+    )
     return Transform(
-        3 * num_bins - (not periodic),
+        3 * num_bins + (1 if free_ends else 0 if periodic else -1),
         lambda raw, x: splines.evaluate(make(raw), x),
         lambda raw, z: splines.invert(make(raw), z),
     )

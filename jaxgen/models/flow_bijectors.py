@@ -49,7 +49,11 @@ def _tarflow(config: FlowConfig) -> Bijector:
     to_sequence, back, length, size = _patches(config)
     depth = int(config.depth or 1)
     in_range = config.elements == "splines" and not config.noise
-    element = _element(config, 1.0 if in_range else FREE_BOUND)
+    element = _element(config, FREE_BOUND)
+    if in_range:
+        element = bijectors.rational_quadratic(
+            num_bins=config.bins, bound=1.0, free_ends=True
+        )
     num_outputs, block = element.num_params * size, bijectors.told(element)
     if config.within == "autoregressive" and size > 1:
         num_outputs = int(config.width or 1)
