@@ -69,9 +69,9 @@ def chain(*bijectors: Bijector) -> Bijector:
 def scan_chain(bijector: Bijector, depth: int) -> Bijector:
     """`depth` copies of a bijector, each with its own params, as one loop.
 
-    Compiling does not take longer for more. Up to `UNROLLED` copies are written out,
-    which takes a little longer and runs faster: a loop keeps what its gradient needs in
-    large arrays, which costs a copy each. The leaves of params have a leading axis
+    Compiling a loop takes as long for 16 copies as for 32. Up to `UNROLLED` copies are
+    written out instead: that compiles up to twice as long as a loop, and runs faster.
+    The leaves of params have a leading axis
     `[depth]`, the first nearest to the data; shapes must not change on the way.
 
     Raises:
