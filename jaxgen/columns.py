@@ -5,6 +5,10 @@ from typing import Literal
 
 ColumnKind = Literal["real", "positive", "bounded", "angle"]
 
+# A bounded value, as a fraction of its range, is shrunk to m + (1 - 2 m) of it before
+# the logit, so that the ends themselves have a place on the line.
+BOUNDED_MARGIN = 1e-4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
