@@ -243,10 +243,12 @@ def guess_kind(
         near = _NEAR_END * high
         if 0 <= least <= near and high - near <= largest <= high:
             return "bounded", (0.0, high)
-    is_wide = least > 0 and largest > _POSITIVE_RATIO * least
-    may_be_positive = least > 0 or (step > 0 and least == 0)
-    if is_wide or (may_be_positive and _skewness(values) > _POSITIVE_SKEWNESS):
-        return "positive", None
+    if least > 0 or (step > 0 and least == 0):
+        skewness, of_log = _skewness(values), _skewness(np.log(values + step / 2))
+        is_wide = least > 0 and largest > _POSITIVE_RATIO * least
+        # A normal column that comes near 0 is wide too, but its logarithm is lopsided.
+        if (is_wide or skewness > _POSITIVE_SKEWNESS) and abs(of_log) < skewness:
+            return "positive", None
     return "real", None
 
 

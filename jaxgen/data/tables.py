@@ -182,9 +182,10 @@ def _schema_notes(
 
 
 def _described(column: Column) -> str:
-    facts = [column.kind] if column.is_context else []
+    kind = [column.kind] if column.is_context else []
     if column.kind in ("bounded", "angle"):
-        facts.append(f"{column.low:.4g}..{column.high:.4g}")
+        kind.append(f"{column.low:.4g}..{column.high:.4g}")
+    facts = [" ".join(kind)] if kind else []
     if column.step:
         facts.append(f"step {column.step:g}")
     return column.name + (f" ({', '.join(facts)})" if facts else "")
