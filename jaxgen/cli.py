@@ -372,13 +372,7 @@ def _list(argv: list[str]) -> int:
     from jaxgen import data, models
 
     rows = [("models", {name: f.summary for name, f in models.FAMILIES.items()})]
-    sets = {
-        name: (make.__doc__ or "").split("\n")[0]
-        for name, make in data.DATASETS.items()
-    }
-    sets["folder:PATH"] = "A folder of images of any size and mode."
-    sets["NAME"] = "Any TFDS set that is prepared under --data-dir, such as mnist."
-    rows.append(("data sets (--data)", sets))
+    rows.append(("data sets (--data)", data.described()))
     rows.append(("experiments", _experiments()))
     for title, entries in rows:
         sys.stdout.write(f"{title}\n")

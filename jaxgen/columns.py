@@ -16,6 +16,10 @@ ColumnKind = Literal["real", "positive", "bounded", "angle"]
 # Of the range of a bounded column: keeps values at its very ends at a finite logit.
 MARGIN = 1e-4
 
+# A bounded value, as a fraction of its range, is shrunk to m + (1 - 2 m) of it before
+# the logit, so that the ends themselves have a place on the line.
+BOUNDED_MARGIN = 1e-4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:

@@ -56,8 +56,8 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     dataset = data.open_dataset(config.data)
     for note in dataset.notes:
         say(note)
-    data.check_batch_size(dataset.train, config.train.batch_size)
     resolved = session.resolve(config, dataset)
+    data.check_batch_size(dataset.train, config.train.batch_size)
     bound = [
         session.bind(_with_seed(resolved, config.train.seed + i))
         for i in range(options.num_seeds)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxgen.data import ArraySource, prepare, static_binarise, transforms
-from jaxgen.data.config import TRANSFORMS
+from jaxgen.data.config import IMAGE_TRANSFORMS
 from jaxgen.data.sources import SubsetSource
 
 KEY = jax.random.key(3)
@@ -16,7 +16,7 @@ def _levels(num: int) -> np.ndarray:
     return np.tile(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), (num, 1, 1, 1))
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("transform", IMAGE_TRANSFORMS)
 @pytest.mark.parametrize("shape", [(8, 8, 1), (3, 5, 3)])
 def test_prepare_jit_equals_eager_and_keeps_the_rest(transform, shape):
     x = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)

@@ -1,7 +1,7 @@
-"""Images in, batches out: batch t is a pure function of (seed, t).
+"""Images or rows in, batches out: batch t is a pure function of (seed, t).
 
 ```
-open_dataset(config) -> Dataset(train, test, ...)      uint8, in memory or on demand
+open_dataset(config) -> Dataset(train, test, ...)      uint8 images, float32 rows
 batch_indices(seed, step, ...)  stream(source, ...)    which examples, read ahead
 prepare(batch, key, transform=...)                     uint8 -> float32 on the device
 ```
@@ -11,7 +11,7 @@ when they are first used, and for a set in the cache not at all.
 
 from jaxgen.data.batches import batch_indices, eval_batches, stream
 from jaxgen.data.config import DataConfig
-from jaxgen.data.opening import DATASETS, open_dataset
+from jaxgen.data.opening import DATASETS, described, open_dataset
 from jaxgen.data.sources import (
     ArraySource,
     Dataset,
@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "batch_indices",
     "check_batch_size",
+    "described",
     "eval_batches",
     "open_dataset",
     "prepare",

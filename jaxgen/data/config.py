@@ -5,16 +5,18 @@ from typing import Annotated, Literal
 
 import tyro
 
-Transform = Literal["levels", "binarise", "static", "dequantise"]
-TRANSFORMS: tuple[Transform, ...] = ("levels", "binarise", "static", "dequantise")
+Transform = Literal["levels", "binarise", "static", "dequantise", "none"]
+IMAGE_TRANSFORMS: tuple[Transform, ...] = ("levels", "binarise", "static", "dequantise")
+TRANSFORMS: tuple[Transform, ...] = (*IMAGE_TRANSFORMS, "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, of which size, and how their 256 levels become numbers."""
+    """Which images, of which size, and how their 256 levels become numbers; or a table."""
 
     name: Annotated[str, tyro.conf.arg(name="data")] = "digits"
-    """digits, photos, folder:PATH, or a TFDS name such as mnist (name/config too)."""
+    """digits, photos, folder:PATH, table:FILE.csv, or a TFDS name such as mnist
+    (name/config too)."""
 
     data_dir: str | None = None
     """Where prepared TFDS sets lie, or one prepared set itself; default
@@ -30,4 +32,11 @@ class DataConfig:
 
     transform: Transform | None = None
     """levels k/255; binarise: a fresh Bernoulli(k/255) draw each step; static: one
-    fixed such draw per image; dequantise: (k + u)/256; default: as the model needs."""
+    fixed such draw per image; dequantise: (k + u)/256; none: the rows of a table as they
+    are; default: as the model needs."""
+
+    columns: tuple[str, ...] = ()
+    """What columns of a table are, each as NAME=KIND: real, positive, bounded:LOW:HIGH or
+    angle:LOW:HIGH, then perhaps ,step:S (of rounded values; 0 for none); NAME=context or
+    NAME=context,KIND for one that is given, not modelled; NAME=weight; NAME=skip.
+    Default: as the values look."""

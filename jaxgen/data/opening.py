@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen._checks import UserError, check_in
-from jaxgen.data import builtin, cache, folder, prepared
+from jaxgen.data import builtin, cache, folder, prepared, table_files, tables
 from jaxgen.data.config import TRANSFORMS, DataConfig
 from jaxgen.data.images import conform_array
 from jaxgen.data.sources import ArraySource, Dataset, Source
@@ -42,6 +42,10 @@ def open_dataset(
     _check(config)
     if config.name.startswith(_FOLDER):
         dataset = _open_folder(config, max_decoded_bytes)
+    elif config.name.startswith(tables.PREFIX):
+        dataset = tables.open_table(
+            config.name.removeprefix(tables.PREFIX), config.columns
+        )
     elif config.name in DATASETS:
         dataset = _open_builtin(config)
     else:
@@ -53,7 +57,29 @@ def open_dataset(
     return dataset
 
 
+def described() -> dict[str, str]:
+    """What `--data` takes, with a line each."""
+    lines = {n: (make.__doc__ or "").split("\n")[0] for n, make in DATASETS.items()}
+    lines |= {f"{tables.PREFIX}{n}": line for n, line in table_files.BUNDLED.items()}
+    return lines | {
+        "folder:PATH": "A folder of images of any size and mode.",
+        "table:FILE.csv": "Rows of numbers below a header; comma, semicolon or tab.",
+        "NAME": "Any TFDS set that is prepared under --data-dir, such as mnist.",
+    }
+
+
 def _check(config: DataConfig) -> None:
+    if config.name.startswith(tables.PREFIX):
+        _check_for_table(config)
+    elif config.columns:
+        raise UserError(
+            f"--columns: {config.name} holds images; leave it out, or give --data "
+            "table:FILE.csv"
+        )
+    elif config.transform == "none":
+        raise UserError(
+            f"--transform none is for tables, {config.name} holds images; leave it out"
+        )
     if config.channels not in (None, 1, 3):
         raise UserError(
             f"channels: got {config.channels}, expected 1 (grey) or 3 (RGB); leave it "
@@ -69,6 +95,19 @@ def _check(config: DataConfig) -> None:
             check_in("open_dataset", "transform", config.transform, TRANSFORMS)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _check_for_table(config: DataConfig) -> None:
+    wrong = {
+        "image-size": config.image_size is not None,
+        "channels": config.channels is not None,
+        f"transform {config.transform}": config.transform not in (None, "none"),
+    }
+    for option, is_given in wrong.items():
+        if is_given:
+            raise UserError(
+                f"--{option} is for images, {config.name} holds rows; leave it out"
+            )
 
 
 def _open_builtin(config: DataConfig) -> Dataset:

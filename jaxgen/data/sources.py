@@ -1,4 +1,4 @@
-"""A source: uint8 images with random access, `take(indices)` and a length."""
+"""A source: examples with random access, `take(indices)` and a length."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -17,16 +17,19 @@ class Source(Protocol):
 
     @property
     def num_examples(self) -> int:
-        """The number of images."""
+        """The number of examples."""
         ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image, or the columns of a row."""
         ...
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """`{"x": uint8 [B, H, W, C]}` and, if any, `"label": int32 [B]`."""
+        """Of images `{"x": uint8 [B, H, W, C]}` and, if any, `"label": int32 [B]`.
+
+        Of rows `{"x": float32 [B, C]}` and, if any, `"weight": float32 [B]`.
+        """
         ...
 
 
@@ -58,27 +61,37 @@ class ArraySource:
     """A split that lies in memory whole; `arrays` may be put on the device as it is.
 
     Args:
-        x: uint8 `[N, H, W, C]`.
+        x: Images, uint8 `[N, H, W, C]`, or rows, float32 `[N, C]`.
         label: int32 `[N]`, or None.
+        weight: float32 `[N]`, or None.
     """
 
-    def __init__(self, x: np.ndarray, label: np.ndarray | None = None):
-        if x.ndim != 4 or x.dtype != np.uint8:
+    def __init__(
+        self,
+        x: np.ndarray,
+        label: np.ndarray | None = None,
+        weight: np.ndarray | None = None,
+    ):
+        if (x.ndim, x.dtype) not in ((4, np.uint8), (2, np.float32)):
             raise ValueError(
-                f"ArraySource: x must be uint8 [N, H, W, C], got {x.dtype} {x.shape}; "
-                "convert it first."
+                "ArraySource: x must be uint8 [N, H, W, C] or float32 [N, C], got "
+                f"{x.dtype} {x.shape}; convert it first."
             )
         self.arrays: dict[str, np.ndarray] = {"x": x}
-        if label is not None:
-            if label.shape != x.shape[:1]:
+        for name, array, dtype in (
+            ("label", label, np.int32),
+            ("weight", weight, np.float32),
+        ):
+            if array is None:
+                continue
+            if array.shape != x.shape[:1]:
                 raise ValueError(
-                    f"ArraySource: label must have shape {x.shape[:1]}, one for each "
-                    f"image, got {label.shape}; pass label=None where there are none."
+                    f"ArraySource: {name} must have shape {x.shape[:1]}, one for each "
+                    f"example, got {array.shape}; pass {name}=None where there are none."
                 )
-            self.arrays["label"] = label.astype(np.int32, copy=False)
+            self.arrays[name] = array.astype(dtype, copy=False)
         self.num_examples: int = x.shape[0]
-        height, width, channels = x.shape[1:]
-        self.shape: tuple[int, int, int] = (height, width, channels)
+        self.shape: tuple[int, ...] = x.shape[1:]
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices`, copied."""
@@ -92,7 +105,7 @@ class SubsetSource:
         self._source = source
         self._indices = indices
         self.num_examples: int = len(indices)
-        self.shape: tuple[int, int, int] = source.shape
+        self.shape: tuple[int, ...] = source.shape
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices` of this subset."""
@@ -148,7 +161,7 @@ def check_batch_size(source: Source, batch_size: int) -> None:
     if not 1 <= batch_size <= source.num_examples:
         raise UserError(
             f"--batch-size {batch_size}: expected 1 to {source.num_examples}, the number of "
-            "training images; choose a smaller batch or a larger set"
+            "training examples; choose a smaller batch or a larger set"
         )
 
 
@@ -165,6 +178,5 @@ def check_indices(indices: np.ndarray, num_examples: int) -> Sequence[int]:
 
 def _subset(source: Source, indices: np.ndarray) -> Source:
     if isinstance(source, ArraySource):
-        arrays = source.take(indices)
-        return ArraySource(arrays["x"], arrays.get("label"))
+        return ArraySource(**source.take(indices))
     return SubsetSource(source, indices)

@@ -1,4 +1,4 @@
-"""From the 256 levels of a uint8 image to the numbers a model is trained on."""
+"""From the 256 levels of a uint8 image, or a row, to what a model is trained on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +20,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Turns `batch["x"]` from uint8 to float32; pure, to be called inside the update.
 
+    "none": rows of a table, float32, pass unchanged. The others are for images.
+
     "levels": k / 255. "binarise": a fresh draw of Bernoulli(k / 255); level 0 always
     gives 0 and level 255 always 1, and in between the probability is off by at most
     1 / 131072. "static": images that `static_binarise` has made, as 0 and 1.
@@ -31,19 +33,24 @@ def prepare(
     batch is split over devices or processes.
 
     Args:
-        batch: `x` uint8 `[B, ...]`, perhaps `index` `[B]`; the rest passes unchanged.
+        batch: `x` uint8 `[B, ...]` or, for "none", float32 `[B, C]`; perhaps `index`
+            `[B]`; the rest passes unchanged.
         key: One key for the global batch.
-        transform: Which of the four.
+        transform: Which of the five.
 
     Returns:
         The batch with `x` float32 of the same shape.
     """
     check_in("prepare", "transform", transform, TRANSFORMS)
     x = jnp.asarray(batch["x"])
-    if x.dtype != jnp.uint8:
+    expected = jnp.float32 if transform == "none" else jnp.uint8
+    if x.dtype != expected:
         raise ValueError(
-            f"prepare: x must be uint8, got {x.dtype}; pass the batch as it was read."
+            f"prepare: x must be {expected.dtype} for transform {transform!r}, got "
+            f"{x.dtype}; pass the batch as it was read, rows of a table with 'none'."
         )
+    if transform == "none":
+        return {**batch, "x": x}
     index = jnp.asarray(batch["index"]) if "index" in batch else jnp.arange(len(x))
     if transform == "levels":
         prepared = x.astype(jnp.float32) / 255
@@ -70,7 +77,7 @@ def static_binarise(source: Source) -> Source:
     for start in range(0, len(x), _BLOCK):
         stop = min(start + _BLOCK, len(x))
         x[start:stop] = _draw(source.arrays["x"][start:stop], np.arange(start, stop))
-    return ArraySource(x, source.arrays.get("label"))
+    return ArraySource(**{**source.arrays, "x": x})
 
 
 class _StaticSource:
@@ -79,7 +86,7 @@ class _StaticSource:
     def __init__(self, source: Source):
         self._source = source
         self.num_examples: int = source.num_examples
-        self.shape: tuple[int, int, int] = source.shape
+        self.shape: tuple[int, ...] = source.shape
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices`, each with its own fixed draw."""

@@ -28,7 +28,7 @@ from jaxgen.train import config as configs
 
 PACKAGES = (
     "jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain",
-    "tensorflow-datasets", "array_record", "scikit-learn", "pillow",
+    "tensorflow-datasets", "array_record", "scikit-learn", "pillow", "pyarrow",
 )  # fmt: skip
 
 
@@ -181,6 +181,8 @@ def find_or_claim(root: Path, config: configs.RunConfig) -> Path:
             if not configs.differences(RunFolder(path).read_config(), config):
                 return path
     name = Path(config.data.name.removeprefix("folder:")).name or "folder"
+    if config.data.name.startswith("table:"):
+        name = Path(config.data.name.removeprefix("table:")).stem
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40]
     number = max((int(p.name.split("-")[0]) for p in folders), default=-1) + 1
     while True:  # another process may take the same number at the same moment

@@ -68,6 +68,8 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         data = dataclasses.replace(
             data, name=f"folder:{folder}", image_size=height, channels=channels
         )
+    if dataset.columns is not None:
+        data = dataclasses.replace(data, name=dataset.name)  # with its absolute path
     train = config.train
     if train.init_from is not None:
         train = dataclasses.replace(train, init_from=_absolute(train.init_from))
@@ -79,11 +81,16 @@ def _absolute(path: str) -> str:
 
 
 def data_identity(dataset: Dataset) -> dict[str, Any]:
-    """Sizes, and a digest of 64 images of each split, to tell other data by."""
+    """Sizes, and a digest to tell other data by: of 64 images a split, or all rows."""
     digest = hashlib.sha256()
-    for source in (dataset.train, dataset.test):
-        images = source.take(spread(source.num_examples, 64))["x"]
-        digest.update(np.ascontiguousarray(images).tobytes())
+    for source in (dataset.train, dataset.test, dataset.validation):
+        if source is None:
+            continue
+        num = 64 if dataset.columns is None else source.num_examples
+        examples = source.take(spread(source.num_examples, num))
+        for name in ("x", "weight"):
+            if name in examples:
+                digest.update(np.ascontiguousarray(examples[name]).tobytes())
     return {
         "shape": list(dataset.shape),
         "num_train": dataset.train.num_examples,
