@@ -15,7 +15,7 @@ from jaxgen.train.config import TrainConfig
 MODEL = FlowConfig()
 DATA = DataConfig(name="mnist")
 TRAIN = TrainConfig(
-    steps=10_000,
+    steps=7_000,
     batch_size=64,
     optimizer="muon",
     learning_rate=5e-3,

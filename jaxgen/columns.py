@@ -13,8 +13,6 @@ from jaxgen import bijectors
 from jaxgen.bijectors import Bijector
 
 ColumnKind = Literal["real", "positive", "bounded", "angle"]
-# Of the range of a bounded column: keeps values at its very ends at a finite logit.
-MARGIN = 1e-4
 
 # A bounded value, as a fraction of its range, is shrunk to m + (1 - 2 m) of it before
 # the logit, so that the ends themselves have a place on the line.
@@ -83,7 +81,7 @@ def _of_kind(column: Column) -> tuple[Bijector, tuple]:
         line = {
             "real": bijectors.rescale(1.0),
             "positive": bijectors.exponential(),
-            "bounded": bijectors.logit(column.low, high, margin=MARGIN),
+            "bounded": bijectors.logit(column.low, high, margin=BOUNDED_MARGIN),
         }[column.kind]
         scale = bijectors.rescale(1 / column.deviation, -column.mean / column.deviation)
         parts = (line, scale)

@@ -50,7 +50,7 @@ def with_params(config, seed=1, x=None):
     def init(key):
         params, _ = model.init(key, {"x": x})
         noisy = randomised(params["flow"], jax.random.fold_in(key, 1), 0.15)
-        if config.columns is None:
+        if "contexts" not in params["flow"]:
             return {"flow": noisy}
         return {"flow": {**noisy, "contexts": params["flow"]["contexts"]}}
 

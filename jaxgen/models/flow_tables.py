@@ -35,6 +35,8 @@ def of_rows(config: FlowConfig) -> Model:
     def init(key: Array, batch: Batch) -> Any:
         x = batch["x"]
         params = flow.init(key, x[:, modelled], _told(config, x[:, given]))
+        if not len(given):  # an array of no values cannot be stored
+            return {"flow": {"bijector": params}}
         contexts = jnp.resize(x[:, given], (NUM_CONTEXTS, len(given)))
         return {"flow": {"bijector": params, "contexts": contexts}}
 
@@ -85,6 +87,8 @@ def drawn(
     A context that is not given is that of a training row, drawn by the sample's key.
     """
     modelled, given = _places(config)
+    if condition is None and not len(given):
+        condition = jnp.zeros((len(z), 0))
     if condition is None:
         rows = params["flow"]["contexts"]
         chosen = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(rows)))(keys)
