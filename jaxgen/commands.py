@@ -33,6 +33,7 @@ from jaxgen.train import (
     processes,
     rundir,
     session,
+    stopping,
     update,
 )
 from jaxgen.train import config as configs
@@ -53,10 +54,11 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     _check_seed(config.train.seed + options.num_seeds - 1)
     processes.start(launch)
     parallel.count_cpu_as(config.train.devices)
-    dataset = data.open_dataset(config.data)
+    opened = data.open_dataset(config.data)
+    resolved = session.resolve(config, opened)
+    dataset = data.with_validation(opened, resolved.train.patience)
     for note in dataset.notes:
         say(note)
-    resolved = session.resolve(config, dataset)
     data.check_batch_size(dataset.train, config.train.batch_size)
     bound = [
         session.bind(_with_seed(resolved, config.train.seed + i))
@@ -70,7 +72,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     with contextlib.ExitStack() as stack:
         paths = json.loads(
             processes.from_first(
-                lambda: json.dumps(_prepare(stack, bound, dataset, options.out))
+                lambda: json.dumps(_prepare(stack, bound, opened, options.out))
             )
         )
         folders = [rundir.RunFolder(Path(path)) for path in paths]
@@ -85,12 +87,18 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
             say(f"{name}: saved step {outcome.step:,}; the same command continues")
             return _end(folders, 128 + outcome.signal)
         for folder in folders:
+            early = stopping.told(folder.read_metrics(), resolved.train)
             if outcome.step_count == 0 and judgement.is_judged(folder, outcome.step):
+                how = f"has finished its {outcome.step:,} steps: --steps"
+                if early is not None:
+                    how = f"has finished: {early}: a larger --patience"
                 say(
-                    f"{folder.path} has finished its {outcome.step:,} steps: --steps for "
-                    "a longer run, another --seed or --out for a new one"
+                    f"{folder.path} {how} for a longer run, another --seed or --out for a "
+                    "new one"
                 )
             else:
+                if early is not None:
+                    say(early if len(folders) == 1 else f"{folder.path}: {early}")
                 judged = session.load(folder.path)
                 num_images = min(judgement.QUICK_IMAGES, dataset.test.num_examples)
                 result = judgement.judge(judged, dataset, num_images=num_images)
@@ -285,7 +293,9 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     else:
         _print_table(result)
     sys.stdout.flush()
-    judgement.write(loaded, dataset, result)  # last: the figures are already told
+    # Last: the figures are already told. The page is of the data as they were trained on.
+    dataset = data.with_validation(dataset, loaded.config.train.patience)
+    judgement.write(loaded, dataset, result)
     return 0
 
 
@@ -312,7 +322,7 @@ def _changes(
 ) -> dict[str, tuple[Any, Any]]:
     """How the config of a run to be continued differs; what may not change is refused."""
     changes = configs.differences(run.read_config(), bound.config)
-    refused = [name for name in changes if not configs.may_change(name)]
+    refused = [n for n, change in changes.items() if not configs.may_change(n, *change)]
     if refused:
         shown = "; ".join(f"{n}: {changes[n][0]} -> {changes[n][1]}" for n in refused)
         raise UserError(

@@ -136,9 +136,9 @@ def test_resolve_stores_places_that_hold_from_any_directory(monkeypatch, tmp_pat
 def test_differences_name_the_part_and_the_key():
     old, new = bound("vae").config, bound("vae", learning_rate=0.5).config
     assert configs.differences(old, new) == {"train.learning_rate": (2e-3, 0.5)}
-    assert configs.may_change("train.learning_rate")
-    assert not configs.may_change("model.hidden")
-    assert not configs.may_change("train.seed")
+    assert configs.may_change("train.learning_rate", 0.1, 0.2)
+    assert not configs.may_change("model.hidden", (8,), (9,))
+    assert not configs.may_change("train.seed", 0, 1)
 
 
 def test_make_optimizer_follows_its_schedule_and_spares_biases():

@@ -18,6 +18,7 @@ from jaxgen.data.sources import (
     Source,
     check_batch_size,
     spread,
+    with_validation,
 )
 from jaxgen.data.transforms import prepare, static_binarise
 
@@ -36,4 +37,5 @@ __all__ = [
     "spread",
     "static_binarise",
     "stream",
+    "with_validation",
 ]

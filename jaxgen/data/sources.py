@@ -151,6 +151,24 @@ def hold_out(source: Source, *, where: str) -> tuple[Source, Source, str]:
     return _subset(source, train), _subset(source, test), note
 
 
+def with_validation(dataset: Dataset, patience: int | None) -> Dataset:
+    """The set with a tenth of its training split held out, where that is needed.
+
+    Args:
+        dataset: As it was opened; one with a validation split stays as it is.
+        patience: Of early stopping; None or 0 needs no validation split.
+    """
+    if not patience or dataset.validation is not None:
+        return dataset
+    train, validation, _ = hold_out(dataset.train, where="--patience")
+    note = (
+        f"early stopping: 10 % of train ({validation.num_examples} examples) held out by "
+        "a fixed seed"
+    )
+    notes = (*dataset.notes, note)
+    return dataset._replace(train=train, validation=validation, notes=notes)
+
+
 def spread(num_examples: int, num: int) -> np.ndarray:
     """`num` indices spread evenly over a set whose neighbours may be alike."""
     return np.linspace(0, num_examples - 1, num).astype(np.int64)

@@ -21,10 +21,11 @@ def judge(
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluates on the test split and tells the result in a line."""
+    best = {} if loaded.best_step is None else {"best_step": loaded.best_step}
     if loaded.model.log_likelihood is None:
-        return {"step": loaded.step}
+        return {"step": loaded.step, **best}
     options |= {"num_samples": num_samples, "progress": progress()}
-    result = likelihood.evaluate_likelihood(loaded, dataset.test, **options)
+    result = likelihood.evaluate_likelihood(loaded, dataset.test, **options) | best
     if (sampling := getattr(loaded.config.model, "sampling", None)) is not None:
         result["sampling"] = dataclasses.asdict(sampling)
     if dataset.columns is not None:

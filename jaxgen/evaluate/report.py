@@ -22,7 +22,7 @@ from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.evaluate import figures, formats
 from jaxgen.train import config as configs
-from jaxgen.train import console, medium, pictures, rundir, session
+from jaxgen.train import console, medium, pictures, rundir, session, stopping
 
 NUM_TEST = 64  # test images that the views are made of
 GRID_WIDTH = 440  # CSS pixels of a grid of samples, about
@@ -48,7 +48,9 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
     loaded = loaded._replace(config=config)
     records, evaluation = run.read_metrics(), _read_json(run.evaluation)
     given = _given(config, dataset)
+    early = stopping.told(records, config.train)
     ending = "finished" if loaded.step >= config.train.steps else "not finished"
+    ending = "finished: stopped early" if early else ending
     template = string.Template(Path(__file__).with_name("report.html.in").read_text())
     page = template.substitute(
         title=formats.text(f"{config.family} on {dataset.name}"),
@@ -64,7 +66,7 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         views=_views(loaded, dataset),
         config=_config(config, given),
         environment=_environment(_read_json(run.path / "environment.json")),
-        commands=_commands(loaded, given),
+        commands=_commands(loaded, given, stopped_early=early is not None),
     )
     rundir.write_text(run.report, page)
     return run.report
@@ -122,14 +124,13 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     names = list(dict.fromkeys(name for record in records for name in record))
     norms = [name for name in names if name.startswith("gradient_norm/")]
     others = {"step", "loss", "examples_per_s", "train_s", "compile_s", *norms}
+    others.add(stopping.NAME)
     terms = [n for n in names if n not in others and not n.startswith("loss/")]
     losses = _losses(records)
+    per = f"{_unit(loaded, losses[0])} per {unit[:-1]}"
     panels = [
-        ("loss", f"{_unit(loaded, losses[0])} per {unit[:-1]}", losses),
-        *(
-            (name, f"{_unit(loaded, losses[0])} per {unit[:-1]}", [name])
-            for name in terms
-        ),
+        ("loss", per, [*losses, stopping.NAME]),
+        *((name, per, [name]) for name in terms),
         ("gradient norm before clipping", "L2 norm", norms),
         ("training speed", f"{unit}/s", ["examples_per_s"]),
     ]
@@ -281,7 +282,7 @@ def _environment(values: Record) -> str:
     return "\n".join(filter(None, tables)) or "<p>Not recorded.</p>"
 
 
-def _commands(loaded: session.Loaded, given: list[str]) -> str:
+def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) -> str:
     """What one may do next, as commands to copy."""
     config, words = loaded.config, []
     folder = str(loaded.run.path.absolute())
@@ -294,6 +295,8 @@ def _commands(loaded: session.Loaded, given: list[str]) -> str:
     }
     if finished:
         values["steps"] = 2 * config.train.steps
+    if stopped_early and config.train.patience is not None:
+        values["patience"] = 2 * config.train.patience
     for name, value in values.items():
         flag = "data" if name == "name" else name.replace("_", "-")
         if isinstance(value, bool):
@@ -302,6 +305,7 @@ def _commands(loaded: session.Loaded, given: list[str]) -> str:
             several = value if isinstance(value, tuple) else (value,)
             words += [f"--{flag}", *map(str, several)]
     train = "Train on, to twice the steps" if finished else "Continue the training"
+    train = "Train on, with twice the patience" if stopped_early else train
     commands = {
         train: ["train", config.family, *words, "--out", folder],
         "Draw other images": ["sample", folder, "--num", "64", "--seed", "1"],

@@ -137,6 +137,7 @@ def first_states(
             key,
             batch,
             num_averages=session.num_averages,
+            keeps_best=session.keeps_best,
         )
 
     init = jax.jit(init)
@@ -168,8 +169,12 @@ def _started_from(given: Loaded, state: update.TrainState) -> update.TrainState:
         )
     others = f"; afresh: {', '.join(fresh)}" if fresh else ""
     say(f"{count - len(fresh)} of {count} arrays from {given.run.path}{others}")
-    copies = (jax.tree.map(jnp.copy, params) for _ in state.averages)
-    return state._replace(params=params, averages=tuple(copies))
+    best, *averages = (jax.tree.map(jnp.copy, params) for _ in (0, *state.averages))
+    return state._replace(
+        params=params,
+        averages=tuple(averages),
+        best=() if state.best == () else best,
+    )
 
 
 def make_advance(

@@ -25,7 +25,7 @@ class TrainConfig:
     """How a run is trained; every duration is a fraction of the run."""
 
     steps: int = 1000
-    """Updates in the whole run."""
+    """Updates in the whole run, at most; its durations and schedules are fractions of it."""
     batch_size: int = 128
     """Examples an update."""
     seed: int = 0
@@ -69,6 +69,10 @@ class TrainConfig:
     """Steps between sample grids; 0 gives 10 a run."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 gives 20 a run."""
+    patience: int | None = None
+    """Stop after so many checkpoint intervals without a better loss on a held-out tenth of
+    the training split, and keep the best parameters; 0 does not; by default 0 for images
+    and 10 for tables. The learning rate falls as if it went on to --steps."""
 
     def __post_init__(self):
         check_finite_options(self)
@@ -104,6 +108,10 @@ class TrainConfig:
         for name in ("log_every", "sample_every", "checkpoint_every"):
             value = getattr(self, name)
             _require(value >= 0, name.replace("_", "-"), value, "not negative")
+        patience = self.patience
+        _require(
+            patience is None or patience >= 0, "patience", patience, "not negative"
+        )
 
     def every(self, name: Literal["log", "sample", "checkpoint"]) -> int:
         """Steps between two events, the automatic number resolved."""
@@ -245,8 +253,10 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def may_change(key: str) -> bool:
+def may_change(key: str, old: Any, new: Any) -> bool:
     """Whether a continued run may change this key: only what leaves its state valid."""
+    if key == "train.patience":  # None is of a run from before there was any
+        return bool(old) == bool(new)
     free = ("steps", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
     free += ("log_every", "sample_every", "checkpoint_every", "ema_half_life")
     free += ("parallel", "devices", "steps_per_dispatch", "accumulate")

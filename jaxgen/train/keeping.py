@@ -19,6 +19,7 @@ from jaxgen.train import (
     rundir,
     snapshots,
     update,
+    validation,
     writing,
 )
 from jaxgen.train.session import Session, abstract_state
@@ -40,6 +41,7 @@ class Keepers:
         runs: In the order in which their states are joined.
         layout: Where the joined state lies.
         checkpoints: Of each run.
+        validator: Of early stopping, or None.
         start: The step training starts from.
         compile_s: Seconds of compilation, for the metrics.
         tensorboard: Whether to mirror to it.
@@ -50,13 +52,14 @@ class Keepers:
         runs: Sequence[Run],
         layout: parallel.Layout,
         checkpoints: Sequence[checkpoint.Checkpoints],
+        validator: validation.Validator | None,
         start: int,
         compile_s: float,
         *,
         tensorboard: bool,
     ):
         self._runs, self._layout, self._checkpoints = runs, layout, checkpoints
-        self._config = runs[0].session.config.train
+        self._config, self._validator = runs[0].session.config.train, validator
         self._draw = assembly.Sampler(runs[0].session)
         paths = writing.paths_of(abstract_state(runs[0].session).params)
         self._writers = [
@@ -85,38 +88,54 @@ class Keepers:
         for writer in self._writers:
             writer.add(done, count, metrics)
 
-    def tend(self, done: int, state: Any, *, last: bool) -> None:
-        """Does what is due after step `done`; checked before it is saved."""
+    def tend(self, done: int, state: Any, *, last: bool) -> tuple[Any, bool]:
+        """Does what is due after step `done`; checked before it is saved.
+
+        Returns:
+            The state, perhaps with new best parameters, and whether to stop early.
+        """
         saves = last or done % self._config.every("checkpoint") == 0
         samples = done == self._config.steps or done % self._config.every("sample") == 0
         if not (saves or samples or done % self._config.every("log") == 0):
-            return
+            return state, False
         for i, run in enumerate(self._runs):
             with _named(run, among=len(self._runs)):
-                self._writers[i].flush()
+                self._writers[i].read()
+        told, over = [{} for _ in self._runs], False
+        if self._validator is not None and self._is_even(done):
+            state, told = self._validator.judge(done, state)
+            over = self._validator.is_over
+        for writer, more in zip(self._writers, told, strict=True):
+            writer.write(more)
         if saves:
             for i, run in enumerate(self._runs):
                 with _named(run, among=len(self._runs)):
                     copy = finite_copy(done, self._own(i, state))
                 self._store(done, run, copy)
                 self._checkpoints[i].save(done, copy)
-        if samples:
+        if samples or over:
             self._sample(done, state)
         self._restart_clocks()
+        return state, over
 
     def close(self) -> None:
         """Leaves the terminal and TensorBoard's files as they should be."""
         for writer in self._writers:
             writer.close()
 
+    def _is_even(self, done: int) -> bool:
+        """Whether it is a step of the run's own, not one where a signal stopped it."""
+        every = self._config.every("checkpoint")
+        return done % every == 0 or done == self._config.steps
+
     def _own(self, i: int, state: Any) -> update.TrainState:
         return assembly.part(self._layout.view(state), i, len(self._runs))
 
     def _store(self, done: int, run: Run, state: update.TrainState) -> None:
-        """Averages for a reconstruction; not where a signal stops: their steps are even."""
-        every = self._config.every("checkpoint")
-        if not self._config.ema_widths or (done % every and done < self._config.steps):
+        """Averages for a reconstruction."""
+        if not self._config.ema_widths or not self._is_even(done):
             return
+        every = self._config.every("checkpoint")
         averages = self._layout.whole(state.averages)
         if processes.is_first():
             widths = self._config.ema_widths

@@ -1,7 +1,9 @@
 """The training loop: dispatch, and wait only at log intervals and at the end."""
 
 import contextlib
+import functools
 import itertools
+import json
 import os
 import signal
 import time
@@ -21,14 +23,19 @@ from jaxgen.train import (
     parallel,
     processes,
     snapshots,
+    stopping,
     update,
+    validation,
 )
 from jaxgen.train.keeping import Keepers, Run
 from jaxgen.train.session import abstract_state
 
 
 class Outcome(NamedTuple):
-    """How training ended: the step reached, the steps that took, the signal or None."""
+    """How training ended: the step reached, the steps that took, the signal or None.
+
+    Whether it stopped early is told by `stopping.is_over` of the run's metrics.
+    """
 
     step: int
     step_count: int
@@ -44,7 +51,8 @@ def train(
         runs: Existing run folders, locked by the caller, with their resolved configs.
             Several differ in their seed only; one program trains them all, and each has
             the numbers that it would have alone, to rounding.
-        dataset: The data the configs name.
+        dataset: The data the configs name; where they stop early and it has no validation
+            split, one is held out.
         tensorboard: Mirror scalars and sample grids to `tensorboard/` of each run.
 
     Raises:
@@ -60,19 +68,34 @@ def train(
             )
             for run in runs
         ]
-        start = int(processes.from_first(lambda: str(_begin(runs, checkpoints))))
-        if start >= config.steps:
-            return Outcome(start, 0, None)
-        outcome = _train_from(
-            start, runs, dataset, checkpoints, tensorboard=tensorboard
+        start, histories = json.loads(
+            processes.from_first(lambda: json.dumps(_begin(runs, checkpoints)))
         )
+        over = all(stopping.is_over(history, config.patience) for history in histories)
+        if over or start >= config.steps:
+            return Outcome(start, 0, None)
+        layout, validator = assembly.make_layout(config), None
+        dataset = data.with_validation(dataset, config.patience)
+        if config.patience and dataset.validation is not None:
+            validator = validation.Validator(
+                runs[0].session, layout, dataset.validation, histories
+            )
+        make_keepers = functools.partial(
+            Keepers, runs, layout, checkpoints, validator, tensorboard=tensorboard
+        )
+        outcome = _train_from(start, runs, dataset, checkpoints, layout, make_keepers)
         for each in checkpoints:
             each.wait()
     return outcome
 
 
-def _begin(runs: Sequence[Run], checkpoints: Sequence[checkpoint.Checkpoints]) -> int:
-    """The newest step of which every run has a valid checkpoint; 0 if there is none."""
+def _begin(
+    runs: Sequence[Run], checkpoints: Sequence[checkpoint.Checkpoints]
+) -> tuple[int, list[stopping.History]]:
+    """The newest step of which every run has a valid checkpoint, and their losses to it.
+
+    Step 0 if there is none.
+    """
     at_most, found, noted = None, [-1, 0], False
     while len(set(found)) > 1:
         found = []
@@ -93,7 +116,7 @@ def _begin(runs: Sequence[Run], checkpoints: Sequence[checkpoint.Checkpoints]) -
         console.say(f"continuing from step {start:,}")
     elif noted:
         console.say("no valid checkpoint is left: starting again from step 0")
-    return start
+    return start, [stopping.history(run.folder.read_metrics()) for run in runs]
 
 
 def _check_together(runs: Sequence[Run], steps: Sequence[int]) -> None:
@@ -114,11 +137,10 @@ def _train_from(
     runs: Sequence[Run],
     dataset: data.Dataset,
     checkpoints: Sequence[checkpoint.Checkpoints],
-    *,
-    tensorboard: bool,
+    layout: parallel.Layout,
+    make_keepers: Callable[[int, float], Keepers],
 ) -> Outcome:
     session, config = runs[0].session, runs[0].session.config.train
-    layout = assembly.make_layout(config)
     seeds = [run.session.config.train.seed for run in runs]
     feed = assembly.make_feed(
         dataset.train, seeds, config.batch_size, start, config.steps, layout.rows
@@ -140,9 +162,7 @@ def _train_from(
     done, stopped = start, None
     with _stop_asked() as stop_asked, contextlib.ExitStack() as stack:
         stack.callback(feed.items.close)
-        keepers = Keepers(
-            runs, layout, checkpoints, start, compile_s, tensorboard=tensorboard
-        )
+        keepers = make_keepers(start, compile_s)
         stack.callback(keepers.close)
         if start == 0:
             keepers.begin(state, dataset)
@@ -159,8 +179,8 @@ def _train_from(
             last = done + count == config.steps or stopped is not None
             keepers.add(done, count, metrics)
             done += count
-            keepers.tend(done, state, last=last)
-            if last:
+            state, over = keepers.tend(done, state, last=last)
+            if last or over:
                 break
     return Outcome(done, done - start, stopped)
 

@@ -83,7 +83,7 @@ def scatter(rows: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
                 axis.hist(across[np.isfinite(across)], bins=40, color="C0")
                 axis.set_yticks([])
             else:
-                axis.plot(across, up, ".", color="C0", ms=2, alpha=0.4, mew=0)
+                axis.plot(across, up, ".", color="C0", ms=3, alpha=0.5, mew=0)
             axis.tick_params(labelsize=6)
             if i == len(shown) - 1:
                 axis.set_xlabel(_label(columns[column]), fontsize=7)

@@ -159,6 +159,34 @@ class Layout:
         )
         return jax.make_array_from_process_local_data(self._sharding(P(AXIS)), split)
 
+    def place_batch(self, batch: Any) -> Any:
+        """One batch for a program besides the dispatch; all processes give it whole."""
+        own = jax.tree.map(lambda a: a[self.rows], batch)
+        return jax.make_array_from_process_local_data(self._sharding(P(AXIS)), own)
+
+    def compile_sums(self, sums: Callable[..., Any]) -> Callable[..., Any]:
+        """A program of views and a placed batch whose small result every process has."""
+        return jax.jit(sums, out_shardings=self._sharding(P()))
+
+    def compile_select(self, like: Any) -> Callable[[np.ndarray, Any, Any], Any]:
+        """`(which, new, old) -> new where which, else old`, of placed trees like this.
+
+        `which` is bool, `[]` or `[K]` for each run that is joined; `old` is donated.
+        """
+        copies = int(self.kind == "pmap")  # an axis in front of all others
+
+        def select(which: jax.Array, new: Any, old: Any) -> Any:
+            def one(a: jax.Array, b: jax.Array) -> jax.Array:
+                after = (1,) * (a.ndim - copies - which.ndim)
+                return jnp.where(
+                    which.reshape((1,) * copies + which.shape + after), a, b
+                )
+
+            return jax.tree.map(one, new, old)
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        return jax.jit(select, donate_argnums=2, out_shardings=shardings)
+
     def shapes(self, state: Any, resident: Any) -> tuple[Any, Any]:
         """What `place` and `place_resident` give, as shapes with shardings."""
         everywhere = self._sharding(P())

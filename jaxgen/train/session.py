@@ -15,9 +15,11 @@ from jaxgen import models
 from jaxgen._checks import UserError
 from jaxgen.data import Dataset, spread
 from jaxgen.models.base import Model
-from jaxgen.train import checkpoint, parallel, snapshots, update
+from jaxgen.train import checkpoint, parallel, snapshots, stopping, update
 from jaxgen.train.config import RunConfig, make_optimizer
 from jaxgen.train.rundir import RunFolder
+
+TABLE_PATIENCE = 10  # checkpoint intervals
 
 
 class Session(NamedTuple):
@@ -32,6 +34,11 @@ class Session(NamedTuple):
         """How many averages of the parameters the training state holds."""
         return max(1, len(self.config.train.ema_widths))
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the training state holds the best parameters so far."""
+        return bool(self.config.train.patience)
+
 
 class Loaded(NamedTuple):
     """A trained run: everything a later command needs, from its folder alone."""
@@ -40,8 +47,9 @@ class Loaded(NamedTuple):
     config: RunConfig
     model: Model
     params: Any  # an average of the parameters
-    step: int
+    step: int  # the updates done
     notes: list[str]
+    best_step: int | None = None  # whose average it is, where that was the best
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
@@ -73,6 +81,9 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     train = config.train
     if train.init_from is not None:
         train = dataclasses.replace(train, init_from=_absolute(train.init_from))
+    if train.patience is None:
+        patience = 0 if dataset.columns is None else TABLE_PATIENCE
+        train = dataclasses.replace(train, patience=patience)
     return dataclasses.replace(config, model=model, data=data, train=train)
 
 
@@ -100,8 +111,17 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
 
 
 def bind(config: RunConfig) -> Session:
-    """Model and optimizers of a resolved config."""
+    """Model and optimizers of a resolved config.
+
+    Raises:
+        UserError: if its training does not fit the model.
+    """
     model = models.FAMILIES[config.family].make(config.model)
+    if config.train.patience and len(model.players) > 1:
+        raise UserError(
+            f"--patience: {config.family} has several players, and no loss tells when it "
+            "is best; give --patience 0"
+        )
     pmapped = parallel.AXIS if config.train.parallel == "pmap" else None
     try:
         update.check_splittable(model, config.train.accumulate, pmapped)
@@ -119,6 +139,7 @@ def abstract_state(session: Session) -> update.TrainState:
         session.model,
         session.optimizers,
         num_averages=session.num_averages,
+        keeps_best=session.keeps_best,
     )
     return jax.eval_shape(init, jax.random.key(0), batch)
 
@@ -152,9 +173,15 @@ def load(path: Path, sampling: Any = None, *, ema_width: float | None = None) ->
         state, notes = checkpoint.restore(run.checkpoints, target)
     except checkpoint.CheckpointError as error:
         raise UserError(str(error)) from error
-    step, params = int(state.step), state.ema
+    step, params, best_step = int(state.step), state.chosen, None
     if notes:
         notes = [*notes, f"using step {step:,}"]
+    if session.keeps_best and ema_width is None:
+        best_step, _ = stopping.best(stopping.history(run.read_metrics(), until=step))
+        notes = [
+            *notes,
+            f"the parameters of step {best_step:,}: the best validation loss",
+        ]
     if ema_width is not None:
         params, more = snapshots.rebuild(
             run.averages,
@@ -164,4 +191,4 @@ def load(path: Path, sampling: Any = None, *, ema_width: float | None = None) ->
             ema_width,
         )
         notes = [*notes, *more]
-    return Loaded(run, session.config, session.model, params, step, notes)
+    return Loaded(run, session.config, session.model, params, step, notes, best_step)

@@ -29,6 +29,8 @@ class TrainState(NamedTuple):
         averages: Moving averages of `params`, each of its form.
         opt_state: {player name: optimizer state}.
         extra: What is carried but not differentiated; `()` when there is none.
+        best: Of early stopping, the first average at its lowest validation loss so far;
+            `()` without. The update passes it on.
     """
 
     step: Array
@@ -36,11 +38,17 @@ class TrainState(NamedTuple):
     averages: tuple[Params, ...]
     opt_state: dict[str, Any]
     extra: Any
+    best: Params
 
     @property
     def ema(self) -> Params:
-        """The first average, the parameters to use."""
+        """The first average of the parameters."""
         return self.averages[0]
+
+    @property
+    def chosen(self) -> Params:
+        """The parameters to use."""
+        return self.ema if self.best == () else self.best
 
 
 Optimizers = Mapping[str, optax.GradientTransformation]
@@ -54,6 +62,7 @@ def init_state(
     batch: Batch,
     *,
     num_averages: int = 1,
+    keeps_best: bool = False,
 ) -> TrainState:
     """The state before the first update.
 
@@ -63,6 +72,7 @@ def init_state(
         key: For the initial parameters.
         batch: One prepared batch, for its shapes (and data-dependent initialisation).
         num_averages: How many averages of the parameters are kept, at least one.
+        keeps_best: Whether training stops early.
     """
     params, extra = model.init(key, batch)
     check_players(model, params, optimizers)
@@ -75,6 +85,7 @@ def init_state(
             p.name: optimizers[p.name].init(params[p.name]) for p in model.players
         },
         extra=extra,
+        best=jax.tree.map(jnp.copy, params) if keeps_best else (),
     )
 
 

@@ -1,6 +1,7 @@
 """What a training run leaves behind: metrics, sample grids, TensorBoard, the meter."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,6 +52,7 @@ class Writer:
         self._train_s = records[-1].get("train_s", 0.0) if records else 0.0
         self._compile_s = compile_s
         self._pending: list[tuple[int, int, Any]] = []
+        self._record: dict[str, Any] = {}
         is_shown = self._writes and place[0] == 0
         self._meter = console.Meter(config.train.steps, start) if is_shown else None
         mirrors = self._writes and tensorboard
@@ -61,8 +63,8 @@ class Writer:
         """Takes `metrics [num_steps, ...]` of the `count` updates after step `done`."""
         self._pending.append((done, count, metrics))
 
-    def flush(self) -> None:
-        """Waits for the device, checks every step, writes one line for them all."""
+    def read(self) -> None:
+        """Waits for the device, checks every step, makes one line of them all."""
         if not self._pending:
             return
         fetched, self._pending = jax.device_get(self._pending), []
@@ -77,8 +79,6 @@ class Writer:
             _check_finite(step, metrics, self._paths)
         if not self._writes:
             return
-        steps_per_s = len(pending) / seconds
-        step = pending[-1][0]
         terms = {
             name: float(np.mean([np.linalg.norm(m[name]) for _, m in pending]))
             if name.startswith("gradient_norms/")
@@ -86,26 +86,33 @@ class Writer:
             for name in pending[0][1]
         }
         losses = [value for name, value in terms.items() if name.startswith("loss/")]
-        record = {
-            "step": step,
+        self._record = {
+            "step": pending[-1][0],
             "loss": sum(losses),
             **{
                 name.replace("gradient_norms/", "gradient_norm/"): v
                 for name, v in terms.items()
             },
-            "examples_per_s": steps_per_s * self._config.batch_size,
+            "examples_per_s": len(pending) / seconds * self._config.batch_size,
             "train_s": self._train_s,
         }
         if self._compile_s:
-            record["compile_s"], self._compile_s = self._compile_s, 0.0
+            self._record["compile_s"], self._compile_s = self._compile_s, 0.0
+
+    def write(self, more: Mapping[str, float | None]) -> None:
+        """Writes the line that was read, and in it further numbers; None for NaN."""
+        if not self._record:
+            return
+        record, self._record = {**self._record, **more}, {}
+        step = record["step"]
         self._run.append_metrics(record)
         if self._board is not None:
             for name, value in record.items():
-                self._board.add_scalar(name, value, step)
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
         if self._meter is not None:
-            self._meter.show(
-                step, record["loss"], record["examples_per_s"], steps_per_s
-            )
+            rate = record["examples_per_s"]
+            self._meter.show(step, record["loss"], rate, rate / self._config.batch_size)
 
     def samples(self, step: int, samples: np.ndarray) -> None:
         """Writes the picture of the fixed latents' samples."""
