@@ -9,7 +9,6 @@ All parameters of one value lie along the last but one axis: `[..., P, C]` for v
 `[..., C]`.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jax import Array
 from jaxtyping import Float
 
 MIN_SHARE = 1e-3  # of a bin in the box, in units of an even share
-MIN_SLOPE = 1e-3
+MAX_LOG_SLOPE = 6.0  # of a slope at a knot, in units of those of the bins beside it
 
 Values = Float[Array, " *batch C"]
 Raw = Float[Array, " *batch P C"]
@@ -70,7 +69,9 @@ def spline(
 
     Returns:
         `Spline` of K + 1 knots. A bin is at least `MIN_SHARE` of an even share wide and
-        high, a slope at least `MIN_SLOPE`.
+        high; a slope is up to exp(`MAX_LOG_SLOPE`) times the geometric mean of those of
+        the bins on both sides, or that part of it, so that steep parts need no large
+        numbers.
 
     Raises:
         ValueError: if P is not such a number.
@@ -83,13 +84,21 @@ def spline(
         )
     raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
     widths, heights, slopes = jnp.split(raw, (num, 2 * num), axis=-2)
-    slopes = MIN_SLOPE + jax.nn.softplus(slopes + math.log(math.expm1(1 - MIN_SLOPE)))
+    x, y = _edges(widths, bound), _edges(heights, bound)
+    slopes = jnp.exp(MAX_LOG_SLOPE * jnp.tanh(slopes / MAX_LOG_SLOPE))
+    mean = (y[..., 1:, :] - y[..., :-1, :]) / (x[..., 1:, :] - x[..., :-1, :])
+    first, last = mean[..., :1, :], mean[..., -1:, :]
+    inner = jnp.sqrt(mean[..., :-1, :] * mean[..., 1:, :])
     if periodic:
+        ends = jnp.sqrt(first * last)
         slopes = jnp.concatenate([slopes, slopes[..., :1, :]], axis=-2)
-    elif not free_ends:
-        ends = jnp.ones_like(raw[..., :1, :])
-        slopes = jnp.concatenate([ends, slopes, ends], axis=-2)
-    return Spline(_edges(widths, bound), _edges(heights, bound), slopes)
+        slopes = slopes * jnp.concatenate([ends, inner, ends], axis=-2)
+    elif free_ends:
+        slopes = slopes * jnp.concatenate([first, inner, last], axis=-2)
+    else:
+        ends = jnp.ones_like(first)
+        slopes = jnp.concatenate([ends, slopes * inner, ends], axis=-2)
+    return Spline(x, y, slopes)
 
 
 def _edges(raw: Array, bound: int | float) -> Array:

@@ -326,13 +326,24 @@ def _evaluation(loaded: session.Loaded, values: Record) -> str:
         return (
             f"<p>Not evaluated yet. This does it:</p><pre>{formats.text(command)}</pre>"
         )
-    rows = {}
-    for name in values:
+    rows, ranks = {}, values.get("ranks")
+    for name in (name for name in values if name != "ranks"):
         number = formats.figure(values, name)
         kind = str(values.get(f"{name}_kind", ""))
         if re.sub("_(se|kind)$", "", name) not in values.keys() - {name}:
             rows[name] = ", ".join(filter(None, [number, KINDS.get(kind, kind)]))
-    return _table("", rows)
+    return _table("", rows) + (_ranks(ranks) if isinstance(ranks, dict) else "")
+
+
+def _ranks(ranks: Record) -> str:
+    """Histograms of the first columns' ranks, level where the model is calibrated."""
+    lines = {}
+    for name in list(ranks)[: len(figures.COLOURS)]:
+        counts = np.asarray(ranks[name], np.float64)
+        centres = (np.arange(len(counts)) + 0.5) / len(counts)
+        lines[name] = (centres, counts / counts.mean())
+    title = "ranks of test rows among samples, level where calibrated"
+    return figures.figure(title, "times the mean", lines, xlabel="rank")
 
 
 def _table(title: str, values: Record) -> str:

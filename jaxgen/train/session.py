@@ -76,9 +76,12 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         data = dataclasses.replace(
             data, name=f"folder:{folder}", image_size=height, channels=channels
         )
+    train = config.train
     if dataset.columns is not None:
         data = dataclasses.replace(data, name=dataset.name)  # with its absolute path
-    train = config.train
+        # A table may have fewer rows than the usual batch.
+        size = min(train.batch_size, dataset.train.num_examples)
+        train = dataclasses.replace(train, batch_size=size)
     if train.init_from is not None:
         train = dataclasses.replace(train, init_from=_absolute(train.init_from))
     if train.patience is None:
