@@ -233,7 +233,7 @@ def test_array_source_take_copies():
 
 
 def test_array_source_says_what_is_wrong():
-    with pytest.raises(ValueError, match=r"uint8 \[N, H, W, C\], got float64 \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"float32 \[N, C\], got float64 \(2, 3\)"):
         ArraySource(np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"label must have shape \(2,\)"):
         ArraySource(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(3))

@@ -20,7 +20,7 @@ def write(path, columns, *, delimiter=",", head="", end="\n"):
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     lines = [
         delimiter.join(
-            f'"{cell}"' if delimiter in str(cell) else str(cell) for cell in row
+            f'"{cell}"' if set(",;") & set(str(cell)) else str(cell) for cell in row
         )
         for row in rows
     ]
@@ -45,7 +45,7 @@ def whole(dataset, name="x"):
     return np.concatenate([part.arrays[name] for part in parts])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     delimiter=st.sampled_from(",;\t"),
     head=st.sampled_from(["", "\ufeff", "\n\n"]),
@@ -93,8 +93,8 @@ def test_open_dataset_splits_rows_once_for_all(opened):
     assert [part.num_examples for part in parts] == [320, 40, 40]
     rows = [part.arrays["x"][:, 0] - 0.25 for part in parts]
     assert sorted(np.concatenate(rows)) == list(range(NUM))
-    assert rows[2][:4].tolist() == [7, 13, 31, 36]
-    assert rows[1][:4].tolist() == [0, 8, 16, 20]
+    assert rows[2][:4].tolist() == [19, 28, 35, 40]
+    assert rows[1][:4].tolist() == [8, 27, 42, 63]
     assert (dataset.shape, dataset.num_classes) == ((2,), None)
     assert any("320 to train, 40 to validate, 40 to test" in n for n in dataset.notes)
 
@@ -138,6 +138,7 @@ def test_find_step_needs_ties_and_float32():
     assert schema.find_step(np.array([3.0, 7.0, 9.0, 3.0])) == 0.0
     assert schema.find_step(np.repeat([0.1, 0.3, 1.7], 4)) == 0.1
     assert schema.find_step(np.repeat([1e9, 1e9 + 1], 4)) == 0.0
+    assert schema.find_step(np.repeat([1e5, 1e5 + 0.5], 4)) == 0.5
     assert schema.find_step(np.zeros(9)) == 0.0
 
 
@@ -269,7 +270,7 @@ def test_a_zero_weight_hides_a_row_from_mean_and_constancy(opened):
         opened(
             {
                 "a": np.where(np.arange(NUM) < 9, NORMAL, values),
-                "w": np.arange(NUM) >= 9,
+                "w": 1 * (np.arange(NUM) >= 9),
                 "b": NORMAL,
             },
             "w=weight",

@@ -194,7 +194,7 @@ def make_column(
                 f"float32 cannot hold steps of {step:g} at its values; give step:0",
             )
         refuse(
-            ~_are_multiples(values, step, 1e-3),
+            ~_are_multiples(values, step, 1e-7),
             f"is no multiple of step {step:g}; correct it, or give another step",
         )
     is_context = wish.role == "context"
@@ -266,7 +266,7 @@ def find_step(values: np.ndarray) -> float:
             step = float(f"{digit}e{exponent}")
             if step < _FINEST_STEP * largest:
                 return 0.0
-            if _are_multiples(distinct, step, 1e-6).all():
+            if _are_multiples(distinct, step, 1e-12).all():
                 return step
     return 0.0
 
@@ -286,7 +286,7 @@ def begin_where_rare(
     The rarest place is where 1/36 of the values take the most room. A turn that is no
     multiple of the step stays, or values brought around it were no multiples either.
     """
-    if step and not _are_multiples(np.array([turn]), step, 1e-6).all():
+    if step and not _are_multiples(np.array([turn]), step, 1e-12).all():
         return low, low + turn
     around = np.sort(np.mod(values - low, turn))
     num = len(around)
@@ -324,7 +324,7 @@ def on_the_line(column: Column, values: np.ndarray) -> np.ndarray:
 
 def _are_multiples(values: np.ndarray, step: float, tolerance: float) -> np.ndarray:
     counts = values / step
-    return np.abs(counts - np.rint(counts)) < tolerance
+    return np.abs(counts - np.rint(counts)) < tolerance * (1 + np.abs(counts))
 
 
 def _skewness(values: np.ndarray) -> float:

@@ -99,12 +99,10 @@ def _open_csv(path: Path) -> Table:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{label}: not UTF-8 text; save it as CSV in UTF-8.") from error
-    except csv.Error as error:
-        raise UserError(f"{label}: the header cannot be read: {error}.") from error
     delimiter, names, num_lines = max(headers, key=lambda header: len(header[1]))
     if not names:
         raise UserError(
-            f"{label}: empty file, expected a header line and rows of numbers."
+            f"{label}: empty file or broken quotes, expected a header line and rows of numbers."
         )
     given = [name for name in names if name]
     if given and all(map(_NUMBER.fullmatch, given)):
@@ -125,10 +123,16 @@ def _open_csv(path: Path) -> Table:
 
 
 def _header(path: Path, delimiter: str) -> tuple[tuple[str, ...], int]:
-    """The names in the first line that is not empty, and the number of that line."""
+    """The names in the first line that is not empty, and the number of that line.
+
+    No name where quotes do not end at this delimiter: it is another one.
+    """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        cells = next(filter(None, reader), [])
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            cells = next(filter(None, reader), [])
+        except csv.Error:
+            cells = []
         return tuple(cell.strip() for cell in cells), reader.line_num
 
 
