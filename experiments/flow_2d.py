@@ -1,168 +1,34 @@
 """Flows of toy densities in the plane, and how far each is from the truth in nats.
 
-    python experiments/flow_2d.py [--names moons spirals] [--steps 3000] [--out FILE.png]
+    python experiments/flow_2d.py [--names moons spirals] [--steps 2000] [--out FILE.png]
 
-Data are drawn anew for every step, so nothing can be learnt by heart. The distance is
-E_p[log p - log q] on 100,000 fresh draws, with its standard error: 0 is the truth. One
-figure shows data, density, samples, and a grid of the latent carried to the data.
+The distance is E_p[log p - log q] on 100,000 fresh draws, with its standard error: 0 is
+the truth. One figure shows data, density, samples, and a grid of the latent carried over.
 """
 
 import dataclasses
-import functools
-import time
 from pathlib import Path
-from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from jaxgen import targets
 from jaxgen._checks import UserError, unknown
-from jaxgen.columns import Column
-from jaxgen.models import flow
-from jaxgen.train import config as configs
-from jaxgen.train import update
-
-AT_ONCE = 100  # updates in one program run
-NUM_TEST = 100_000
+from jaxgen.evaluate import known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is trained, and for how long."""
+class Options(known.Options):
+    """What is trained, and how."""
 
     names: tuple[str, ...] = tuple(targets.TOYS)
     """Which densities."""
-    steps: int = 3000
-    """Updates."""
-    batch_size: int = 1024
-    """Fresh examples an update."""
-    depth: int = 3
-    """Layers of the flow."""
-    width: int = 96
-    """Channels of its networks."""
-    bins: int = 16
-    """Bins of its splines."""
-    learning_rate: float = 4e-3
-    """Peak learning rate."""
-    seed: int = 0
-    """Of everything."""
     out: Path = Path("flow_2d.png")
     """The figure."""
 
 
-def fit(
-    target: targets.Target,
-    options: Options,
-    *,
-    net: Literal["autoregressive", "coupling"] = "autoregressive",
-) -> tuple[Any, Any, float]:
-    """Trains a flow; the model's config, its averaged parameters, and the seconds."""
-    x = target.sample(jax.random.key(2**20), 10_000)
-    columns = tuple(
-        Column(name=f"x{i}", mean=float(x[:, i].mean()), deviation=float(x[:, i].std()))
-        for i in range(target.dim)
-    )
-    config, _ = flow.resolve(
-        flow.FlowConfig(
-            net=net,
-            depth=options.depth,
-            width=options.width,
-            bins=options.bins,
-        ),
-        (target.dim,),
-        None,
-        None,
-        columns,
-    )
-    model = flow.make_flow(config)
-    train = configs.TrainConfig(
-        steps=options.steps,
-        optimizer="muon",
-        schedule="linear",
-        learning_rate=options.learning_rate,
-        clip_norm=1.0,
-    )
-    optimizers = {"flow": configs.make_optimizer(train)}
-    advance = update.make_update(
-        model, optimizers, num_steps=options.steps, ema_half_life=0.01
-    )
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def several(state: Any, key: jax.Array) -> Any:
-        def one(state: Any, _: None) -> tuple[Any, None]:
-            fresh = jax.random.fold_in(key, state.step)
-            batch = {"x": target.sample(fresh, options.batch_size)}
-            return advance(state, batch, key)[0], None
-
-        return jax.lax.scan(one, state, None, AT_ONCE)[0]
-
-    began, key = time.perf_counter(), jax.random.key(options.seed)
-    state = jax.jit(functools.partial(update.init_state, model, optimizers))(
-        key, {"x": x[:1000]}
-    )
-    for _ in range(options.steps // AT_ONCE):
-        state = several(state, key)
-    jax.block_until_ready(state)
-    return config, state.ema, time.perf_counter() - began
-
-
-def distance(target: targets.Target, config: Any, params: Any) -> dict[str, float]:
-    """Entropy, NLL and their difference in nats, on the same fresh draws."""
-    log_prob = jax.jit(lambda params, x: _nats(config, params, x))
-    true = jax.jit(target.log_prob)
-    x = target.sample(jax.random.key(2**21), NUM_TEST).reshape(100, -1, target.dim)
-    p = np.concatenate([np.asarray(true(part), np.float64) for part in x])
-    q = np.concatenate([np.asarray(log_prob(params, part), np.float64) for part in x])
-    return {
-        "entropy": -p.mean() if target.entropy is None else target.entropy,
-        "nll": -q.mean(),
-        "distance": float((p - q).mean()),
-        "distance_se": float((p - q).std() / np.sqrt(len(p))),
-    }
-
-
-def _nats(config: Any, params: Any, x: jax.Array) -> jax.Array:
-    likelihood: Any = flow.make_flow(config).log_likelihood
-    keys = jax.random.split(jax.random.key(0), len(x))
-    return likelihood(params, x, keys, num_samples=1).nats
-
-
-def draw(
-    axes: Any, name: str, target: targets.Target, config: Any, params: Any
-) -> None:
-    """A row of the figure: data, density, samples, the grid carried over."""
-    model, keys = flow.make_flow(config), jax.random.split(jax.random.key(1), 4000)
-    data = np.asarray(target.sample(jax.random.key(3), 4000))
-    samples = np.asarray(model.generate(params, model.prior(keys), keys))
-    middle, half = (data.max(0) + data.min(0)) / 2, (data.max(0) - data.min(0)).max()
-    low, high = middle - 0.55 * half, middle + 0.55 * half
-    side = [np.linspace(low[i], high[i], 300, dtype=np.float32) for i in range(2)]
-    places = jnp.asarray(np.stack(np.meshgrid(*side), -1).reshape(-1, 2))
-    nats = _nats(config, params, places)
-    extent = (low[0], high[0], low[1], high[1])
-    for axis, points in ((axes[0], data), (axes[2], samples)):
-        axis.plot(*points.T, ".", ms=1, alpha=0.5, color="#1d5fb4", mew=0)
-    density = np.exp(np.asarray(nats)).reshape(300, 300)
-    axes[1].imshow(density, origin="lower", extent=extent, cmap="magma")
-    line, along = np.linspace(-2.4, 2.4, 13), np.linspace(-2.4, 2.4, 400)
-    for fixed in line:
-        for order in (1, -1):
-            z = np.stack([np.full_like(along, fixed), along][::order], 1)
-            key = jax.random.split(jax.random.key(0), len(z))
-            curve = model.generate(params, jnp.asarray(z, jnp.float32), key)
-            axes[3].plot(*np.asarray(curve).T, lw=0.5, color="#c2410c")
-    for axis in axes:
-        axis.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], aspect=1)
-    axes[0].set_ylabel(name.replace("_", " "))
-
-
 def main() -> None:
     """Trains all, prints a table, draws the figure."""
-    from matplotlib.figure import Figure
-
     options = tyro.cli(Options, description=(__doc__ or "").split("\n")[0])
     for name in options.names:
         if name not in targets.TOYS:
@@ -173,14 +39,14 @@ def main() -> None:
     print(f"{'':16} {'entropy':>8} {'NLL':>8}  distance to the truth, nats   seconds")  # noqa: T201
     for row, name in zip(axes, options.names, strict=True):
         target = targets.TOYS[name]()
-        config, params, seconds = fit(target, options)
-        told = distance(target, config, params)
+        config, params, seconds = known.fit(target, options)
+        told = known.distance(target, config, params)
         print(  # noqa: T201
             f"{name:16} {told['entropy']:8.4f} {told['nll']:8.4f}  "
             f"{told['distance']:8.4f} +- {told['distance_se']:.4f} {seconds:18.1f}",
             flush=True,
         )
-        draw(row, name, target, config, params)
+        known.draw(row, name, target, config, params)
     for axis, title in zip(
         axes[0], ("data", "density", "samples", "latent grid"), strict=True
     ):

@@ -10,15 +10,15 @@ or scikit-learn's: table:wine, table:iris, table:breast_cancer, table:diabetes.
 import dataclasses
 from typing import Literal
 
-import flow_2d
 import tyro
 
 from jaxgen import targets
 from jaxgen._checks import UserError, unknown
+from jaxgen.evaluate import known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(flow_2d.Options):
+class Options(known.Options):
     """What is trained, and for how long."""
 
     names: tuple[str, ...] = tuple(targets.CHAINS)
@@ -32,8 +32,6 @@ class Options(flow_2d.Options):
     """Which flows."""
     steps: int = 1500
     """Updates."""
-    batch_size: int = 512
-    """Fresh examples an update."""
     bins: int = 8
     """Bins of its splines."""
 
@@ -48,8 +46,8 @@ def main() -> None:
         for dim in options.dims:
             target = targets.CHAINS[name](dim)
             for net in options.nets:
-                config, params, seconds = flow_2d.fit(target, options, net=net)
-                told = flow_2d.distance(target, config, params)
+                config, params, seconds = known.fit(target, options, net=net)
+                told = known.distance(target, config, params)
                 print(  # noqa: T201
                     f"{name:16} {dim:2} {net:14} {told['entropy']:9.3f} "
                     f"{told['nll']:9.3f}  {told['distance']:8.4f} +- "

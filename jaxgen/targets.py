@@ -131,7 +131,7 @@ def pinwheel(num: int = 5, *, along: float = 0.3, across: float = 0.1) -> Target
     def log_prob(x: Array) -> Array:
         blades = jnp.broadcast_to(x[:, None], (len(x), num, 2))
         straight = turned(blades, -1.0, turns[None].astype(np.float32))
-        z = (straight - jnp.array([1.0, 0.0])) / scale
+        z = (straight - jnp.array([[[1.0, 0.0]]])) / scale[None, None]
         each = -0.5 * jnp.sum(z**2, -1) - math.log(2 * math.pi * along * across)
         return jax.nn.logsumexp(each, axis=1) - math.log(num)
 

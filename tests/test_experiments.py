@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
-
+# Those that make no run but a table or a figure.
+TABLES = {
+    "flow_2d": "--names moons checkerboard --out figure.png",
+    "flow_tabular": "--dims 2 3 --width 8",
+}
+RUNS = [path for path in EXPERIMENTS if path.stem not in TABLES]
 
 # What a machine without accelerator and without these data needs otherwise.
 NARROW = {
@@ -16,11 +21,25 @@ NARROW = {
     "diffusion_mnist": "--widths 8 16 --num-steps 2",
     "diffusion_photos": "--widths 8 16 --num-steps 2",
     "diffusion_digits": "--widths 8 16 --num-steps 2",
+    "flow_digits": "--width 16",
+    "flow_mnist": "--width 16 --patch 7",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("name", TABLES)
+def test_experiment_prints_a_distance_for_each_density(name, tmp_path):
+    path = next(path for path in EXPERIMENTS if path.stem == name)
+    argv = [sys.executable, path, "--steps", "4", *TABLES[name].split()]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if "+-" in line]
+    assert len(rows) == (2 if name == "flow_2d" else 12)
+    assert (tmp_path / "figure.png").is_file() == (name == "flow_2d")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_experiment_runs_at_smoke_size(path, tmp_path, mnist_dir):
     argv = [sys.executable, path, "--steps", "4", "--batch-size", "16"]
     argv += ["--out", tmp_path / "run", "--seed", "3"]

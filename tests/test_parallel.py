@@ -11,7 +11,8 @@ import pytest
 import toys
 
 from jaxgen._checks import UserError
-from jaxgen.models import diffusion, vae
+from jaxgen.columns import Column
+from jaxgen.models import diffusion, flow, vae
 from jaxgen.models.base import Aux, Model, Player, example_keys
 from jaxgen.train import parallel, update
 
@@ -36,6 +37,17 @@ def small_diffusion():
         widths=(8,), blocks=1, conditional=True, num_classes=3, shape=(4, 4, 1), patch=1
     )
     return diffusion.make_diffusion(config)
+
+
+def small_flow():
+    config = flow.FlowConfig(width=8, layers=1, bins=3, conditional=True)
+    return flow.make_flow(flow.resolve(config, (4, 4, 1), None, 3)[0])
+
+
+def table_flow():
+    columns = tuple(Column(name=name, deviation=0.3) for name in "abc")
+    config = flow.FlowConfig(width=8, depth=2, bins=3)
+    return flow.make_flow(flow.resolve(config, (3,), None, None, columns)[0])
 
 
 def random_gan():
@@ -81,6 +93,8 @@ def random_gan():
 MODELS = {
     "vae": (small_vae, (4, 4, 1)),
     "diffusion": (small_diffusion, (4, 4, 1)),
+    "flow": (small_flow, (4, 4, 1)),
+    "table": (table_flow, (3,)),
     "gan": (random_gan, (4, 4, 1)),
     "dirac": (toys.dirac_gan, (1, 1, 1)),
 }
@@ -90,13 +104,15 @@ MODELS = {
 AVERAGES = {
     "vae": {"ema_half_life": 0.2},
     "diffusion": {"ema_widths": (0.05, 0.1)},
+    "flow": {"ema_half_life": 0.2},
+    "table": {"ema_half_life": 0.2},
     "gan": {"ema_widths": (0.05, 0.1)},
     "dirac": {},
 }
 
 
 # Twenty updates of a network with norms and attention make more of rounding.
-TOLERANCES = {"diffusion": 3e-4}
+TOLERANCES = {"diffusion": 3e-4, "flow": 3e-4, "table": 1e-4}
 
 
 def fetch(resident, item):
@@ -198,13 +214,13 @@ QUICK = {
     ("dirac", "sharded on 2, 3 steps"),
     ("dirac", "automatic"),
 }
-# A U-Net takes half a minute to compile for eight devices.
-DENOISING = ("sharded", "fsdp, 8 steps, 2 parts", "pmap", "pmap, 3 steps, 2 parts")
-DENOISING += ("automatic",)
+# A U-Net takes half a minute to compile for eight devices, a flow some seconds.
+SOME = ("sharded", "fsdp, 8 steps, 2 parts", "pmap", "pmap, 3 steps, 2 parts")
+SOME += ("automatic",)
 PAIRS = [
     pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow)
     for pair in itertools.product(MODELS, LAYOUTS)
-    if pair[0] != "diffusion" or pair[1] in DENOISING
+    if pair[0] not in ("diffusion", "flow", "table") or pair[1] in SOME
 ]
 
 

@@ -23,7 +23,7 @@ def test_python_snippets_run(capsys):
     for code in blocks("python"):
         assert len(code.strip().splitlines()) <= 16
         exec(compile(code, "README.md", "exec"), {})  # our own file
-    assert capsys.readouterr().out == "(2, 4)\nTrue 1.0\n"
+    assert capsys.readouterr().out == "(2, 4)\nTrue 1.0\nTrue (9, 2)\n"
 
 
 def commands():
@@ -34,10 +34,18 @@ def commands():
 TINY = {
     "vae": ["--hidden", "8", "--width", "4", "--levels", "2", "--mixture", "1"],
     "diffusion": ["--widths", "8", "--blocks", "1"],
+    "flow": ["--width", "8", "--bins", "4"],
 }
 
 
 OWN = {"diffusion", "--sampler", "--likelihood"}  # words of commands of diffusion
+
+
+def family(words):
+    """Of the run that a command makes, or needs."""
+    if words[:2] == ["train", "flow"] or "rows.csv" in words:
+        return "flow"
+    return "diffusion" if OWN & set(words) else "vae"
 
 
 def marked(line):
@@ -55,6 +63,8 @@ def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
     for i in range(40):
         pixels = np.full((40, 50, 3), i, np.uint8)
         Image.fromarray(pixels).save(photos / f"{i}.png")
+    lines = [f"{i / 7},{i % 5},{1 + i % 3}" for i in range(200)]
+    Path("FILE.csv").write_text("\n".join(["a,b,w", *lines]) + "\n")
     words = shlex.split(line.split("#")[0])[1:]
     if "mnist" in words and mnist_dir is None:
         print("no MNIST here: digits instead")
@@ -63,14 +73,15 @@ def test_commands_run(line, tmp_path, mnist_dir, monkeypatch, capsys):
     for flag, value in FAST.items():
         if flag in words:
             words[words.index(flag) + 1] = value
-    tiny = ["--batch-size", "16", *TINY["diffusion" if OWN & set(words) else "vae"]]
+    tiny = ["--batch-size", "16", *TINY[family(words)]]
     if words[0] == "train" and "--help" not in words:
         words += tiny if "--steps" in words else [*tiny, "--steps", "2"]
     if "RUN" in words:
-        family = "diffusion" if OWN & set(words) else "vae"
-        short = ["--batch-size", "16", *TINY[family], "--steps", "2"]
+        short = ["--batch-size", "16", *TINY[family(words)], "--steps", "2"]
+        if "rows.csv" in words:
+            short += ["--data", "table:FILE.csv"]
         with pytest.raises(SystemExit):
-            cli.main(["train", family, *short, "--out", "RUN"])
+            cli.main(["train", family(words), *short, "--out", "RUN"])
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert not stop.value.code, capsys.readouterr().err
