@@ -68,7 +68,7 @@ class Checkpoints:
                 if path.exists():  # left by an interrupted write, or damaged
                     shutil.rmtree(path)
                 self._directory.mkdir(parents=True, exist_ok=True)
-            self._orbax.save(path, state)
+            self._orbax.save(path, _stored(state))
         except Exception as error:
             raise CheckpointError(_why(path, error)) from error
         self._sealer = threading.Thread(target=self._seal, args=(path,))
@@ -225,9 +225,18 @@ def _digests(path: Path) -> dict[str, str]:
     }
 
 
+def _stored(state: Any) -> Any:
+    """Without an empty `best`: so a state was stored before there was this field."""
+    if getattr(state, "best", None) != ():
+        return state
+    return {name: v for name, v in state._asdict().items() if name != "best"}
+
+
 def _read(checkpointer: Any, path: Path, abstract_state: Any) -> Any:
+    stored = _stored(abstract_state)
     try:
-        return checkpointer.restore(path, abstract_state)
+        read = checkpointer.restore(path, stored)
+        return read if stored is abstract_state else abstract_state._replace(**read)
     except ValueError as error:
         raise CheckpointError(
             f"checkpoint {path} does not fit the model of config.json: was that changed?"
