@@ -247,9 +247,11 @@ def test_density_of_one_column_integrates_to_one_in_its_own_units(name, net):
 
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("net", ["autoregressive", "coupling"])
-def test_rows_and_their_density_come_together(dim, net):
+def test_rows_and_their_density_come_together(dim, net, x64):
+    """In float64: random splines are steep."""
+    del x64
     columns = tuple(Column(name=f"c{i}", mean=i, deviation=1 + i) for i in range(dim))
-    x = jax.random.normal(KEY, (64, dim))
+    x = jax.random.normal(KEY, (64, dim), jnp.float64)
     config, model, params = with_params(resolved((dim,), columns=columns, net=net), x=x)
     keys = keys_of(200)
     rows, log_prob = jax.jit(functools.partial(flow.sample_and_log_prob, config))(
@@ -258,19 +260,10 @@ def test_rows_and_their_density_come_together(dim, net):
     nats = jax.jit(functools.partial(model.log_likelihood, num_samples=1))(
         params, rows, keys
     ).nats
-    np.testing.assert_allclose(log_prob, nats, atol=2e-3)
+    np.testing.assert_allclose(log_prob, nats, atol=1e-6)
     z = jax.jit(model.encode)(params, rows, keys)
-    np.testing.assert_allclose(
-        jax.jit(model.generate)(params, z, keys), rows, atol=0.02
-    )
-    if dim == 2:
-        side = np.linspace(-12, 14, 400)
-        grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
-        nats = model.log_likelihood(
-            params, jnp.asarray(grid), keys_of(len(grid)), num_samples=1
-        ).nats
-        area = (side[1] - side[0]) ** 2
-        np.testing.assert_allclose(np.exp(nats).sum() * area, 1, atol=3e-3)
+    back = jax.jit(model.generate)(params, z, keys)
+    np.testing.assert_allclose(back, rows, atol=1e-6)
 
 
 def test_given_values_come_back_and_counts_are_whole():
@@ -337,11 +330,14 @@ def test_given_must_name_a_context_column_and_a_number(given, message):
         resolved((2,), columns=columns, sampling=flow.Sampling(given=(given,)))
 
 
-@pytest.mark.parametrize("shape", [(7, 5, 1), (6, 10, 3), (1, 1, 1), (28, 28, 1)])
+@pytest.mark.parametrize(
+    "shape", [(7, 5, 1), (7, 5, 3), (6, 10, 3), (1, 1, 1), (28, 28, 1)]
+)
 @pytest.mark.parametrize("net", ["tarflow", "glow"])
 def test_odd_sizes_have_a_flow(shape, net):
-    if net == "glow" and np.prod(shape) == 1:
-        pytest.raises(UserError, resolved, shape, net=net)
+    if net == "glow" and shape in ((7, 5, 1), (1, 1, 1)):
+        with pytest.raises(UserError, match="--net glow needs even sides"):
+            resolved(shape, net=net)
         return
     config = resolved(shape, net=net, depth=1)
     model = flow.make_flow(config)

@@ -166,9 +166,16 @@ def resolve(
 
 
 def _patch(config: FlowConfig, net: str, shape: tuple[int, ...]) -> int | None:
-    if net not in ("tarflow", "jet"):
+    if net in TABLE_NETS:
         return config.patch
     height, width, channels = shape
+    if net == "glow":
+        if channels < 2 and (height % 2 or width % 2):
+            raise UserError(
+                f"--net glow needs even sides for grey images, got {height}x{width}: "
+                "--image-size, or --net tarflow"
+            )
+        return config.patch
     largest = config.patch or (2 if max(height, width) <= 16 else 4)
     fitting = [p for p in range(1, largest + 1) if height % p == 0 == width % p]
     if config.patch not in (None, fitting[-1]):
