@@ -1,10 +1,11 @@
-"""TarFlow with splines on MNIST: exact likelihood, about half an hour on a CPU.
+"""TarFlow with splines on MNIST: exact likelihood, on a CPU in less than an hour.
 
     python experiments/flow_mnist.py --data-dir DIR [--seed 1]
     jaxgen evaluate RUN
 
 Causal transformers over patches of 4x4 pixels tell a masked network, which tells each
-pixel's spline; uniform dequantisation.
+pixel's spline; uniform dequantisation. 1.147 bits/dim on the whole test split (one seed,
+standard error 0.003), after 42 minutes on two cores that had other work too.
 """
 
 from jaxgen.cli import experiment
