@@ -6,6 +6,11 @@ import os
 # collectives can starve each other on a small machine.
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Where compiled programs are kept, each worker has a folder of its own: jax writes an
+# entry in place, and another process could read half of it.
+if kept := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(kept, worker)
 
 from pathlib import Path
 
