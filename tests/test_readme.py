@@ -25,7 +25,7 @@ def test_python_snippets_run(capsys):
     for code in blocks("python"):
         assert len(code.strip().splitlines()) <= 16
         exec(compile(code, "README.md", "exec"), {})  # our own file
-    assert capsys.readouterr().out == "(2, 4)\nTrue 1.0\nTrue (9, 2)\n"
+    assert capsys.readouterr().out == "(2, 4)\nTrue 1.0\nTrue (512, 2)\n"
 
 
 def commands():
