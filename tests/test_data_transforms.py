@@ -104,7 +104,9 @@ def test_prepare_static_reads_0_and_255():
 def test_prepare_says_what_is_wrong():
     with pytest.raises(ValueError, match="unknown transform 'binarize'; did you mean"):
         prepare({"x": _levels(1)}, KEY, transform="binarize")
-    with pytest.raises(ValueError, match="x must be uint8, got float32"):
+    with pytest.raises(
+        ValueError, match="x must be uint8 for transform .*, got float32"
+    ):
         prepare({"x": jnp.zeros((1, 2, 2, 1))}, KEY, transform="levels")
 
 

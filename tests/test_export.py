@@ -8,7 +8,11 @@ from jaxgen import data, models
 from jaxgen.train import assembly, session
 from jaxgen.train import config as configs
 
-NETS = {"vae": ("mlp", "conv"), "diffusion": ("unet", "transformer")}
+NETS = {
+    "vae": ("mlp", "conv"),
+    "diffusion": ("unet", "transformer"),
+    "flow": ("tarflow", "jet", "glow"),
+}
 PAIRS = [(family, net) for family in models.FAMILIES for net in NETS[family]]
 
 

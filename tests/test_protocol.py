@@ -17,11 +17,15 @@ from jaxgen.train import config as configs
 from jaxgen.train import session, update
 
 SHAPE = (8, 8, 1)
+SMALL = {
+    "diffusion": {"widths": (8,), "blocks": 1},
+    "flow": {"width": 8, "layers": 1, "bins": 4},
+}
 
 
 def bound(family, **train):
     cls = models.FAMILIES[family].config_class
-    small = {"widths": (8,), "blocks": 1} if family == "diffusion" else {}
+    small = SMALL.get(family, {})
     model, transform = models.FAMILIES[family].resolve(cls(**small), SHAPE, None)
     config = configs.RunConfig(
         family=family,
