@@ -17,8 +17,17 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
+import unoptimised
 
 jax.config.update("jax_num_cpu_devices", 8)
+# A test compiles for seconds what it runs for moments. XLA reads the flags once, here, so
+# what a test starts as a process of its own is as optimised as a user's.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = unoptimised.FLAGS
+    jax.devices()
+    del os.environ["XLA_FLAGS"]
+    if kept:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] += "-optimised"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Shapes of layer 0 are checked at run time, in the tests only.
 jaxtyping.install_import_hook(

@@ -13,7 +13,7 @@ from test_loop import leaves
 RUNS = {
     "vae": (6, "--hidden 8 --latent-dim 2 --mixture 1 --steps 3000"),
     "diffusion": (2, "--widths 8 --blocks 1 --num-steps 2 --steps 400"),
-    "flow": (2, "--data table:wine --width 8 --depth 2 --patience 1000 --steps 3000"),
+    "flow": (2, "--data table:wine --width 8 --depth 2 --patience 1000 --steps 2000"),
 }
 
 

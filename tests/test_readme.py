@@ -36,7 +36,7 @@ def commands():
 TINY = {
     "vae": ["--hidden", "8", "--width", "4", "--levels", "2", "--mixture", "1"],
     "diffusion": ["--widths", "8", "--blocks", "1"],
-    "flow": ["--width", "8", "--bins", "4"],
+    "flow": ["--width", "8", "--bins", "4", "--depth", "2"],
 }
 
 
@@ -96,6 +96,10 @@ def test_commands_run(line, trained, tmp_path, mnist_dir, monkeypatch, capsys):
     tiny = ["--batch-size", "16", *TINY[family(words)]]
     if words[0] == "train" and "--help" not in words:
         words += tiny if "--steps" in words else [*tiny, "--steps", "2"]
+    if words[0] == "bench":
+        words += [*tiny, "--repeats", "2"]
+    if words[0] == "sample" and "--num" not in words:
+        words += ["--num", "4"]
     if "RUN" in words:
         shutil.copytree(trained(family(words)), tmp_path / "RUN")
     with pytest.raises(SystemExit) as stop:
