@@ -26,11 +26,11 @@ def dependence(function, x):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
-@pytest.mark.parametrize("is_told", [False, True])
-def test_masked_networks_see_what_is_before_and_all_of_it(dim, is_told):
+@pytest.mark.parametrize(("is_told", "num_waves"), [(False, 3), (True, 0), (True, 2)])
+def test_masked_networks_see_what_is_before_and_all_of_it(dim, is_told, num_waves):
     x = jax.random.normal(KEY, (16, dim))
     told = jax.random.normal(KEY, (16, 3)) if is_told else None
-    network = nets.network(nets.MaskedMLP(2, hidden=12, num_blocks=2))
+    network = nets.network(nets.MaskedMLP(2, 12, num_blocks=2, num_waves=num_waves))
     params = network.init(KEY, x, told)
     np.testing.assert_array_equal(network.apply(params, x, told), 0)
     params = randomised(params, KEY)
@@ -44,17 +44,35 @@ def test_masked_networks_see_what_is_before_and_all_of_it(dim, is_told):
         assert np.all(heard > 1e-6)
 
 
+@pytest.mark.parametrize("num_waves", [0, 3])
 @pytest.mark.parametrize("shape", [(0,), (3,), (2, 4)])
-def test_dense_networks_take_any_axes_and_start_at_zero(shape):
+def test_dense_networks_take_any_axes_and_start_at_zero(shape, num_waves):
     h = jax.random.normal(KEY, (5, *shape))
     told = jax.random.normal(KEY, (5, 2))
-    network = nets.network(nets.MLP(6, hidden=8))
+    network = nets.network(nets.MLP(6, hidden=8, num_waves=num_waves))
     params = network.init(KEY, h, told)
     out = network.apply(params, h, told)
     assert out.shape == (5, *shape[:-1], 6)
     np.testing.assert_array_equal(out, 0)
     out = network.apply(randomised(params, KEY), h, told)
     assert np.ptp(out[:, ..., 0]) > 1e-3  # by the condition where there is nothing else
+
+
+def test_waves_are_sines_beside_the_value_they_are_of():
+    x = jax.random.normal(KEY, (4, 2, 3))
+    waves = nets.Waves(5)
+    params = waves.init(KEY, x)
+    seen = waves.apply(params, x).reshape(4, 2, 3, 6)
+    np.testing.assert_array_equal(seen[..., 0], x)
+    turns = params["params"]["turns"]
+    angle = np.multiply.outer(np.asarray(x), turns["kernel"][0]) + np.asarray(
+        turns["bias"]
+    )
+    np.testing.assert_allclose(seen[..., 1:], np.sin(angle), rtol=0, atol=1e-5)
+    many = nets.Waves(20_000).init(KEY, x)["params"]["turns"]
+    assert np.std(many["kernel"]) == pytest.approx(6.0, rel=0.02)
+    assert np.mean(many["bias"]) == pytest.approx(np.pi, rel=0.02)
+    assert not nets.Waves(0).init(KEY, x)
 
 
 def transformer(**options):

@@ -38,7 +38,9 @@ class Options:
     """Blocks of two layers in each of them."""
     bins: int = 16
     """Bins of its splines."""
-    learning_rate: float = 4e-3
+    waves: int = 16
+    """Sines of each value that the networks see besides it."""
+    learning_rate: float = 1e-2
     """Peak learning rate."""
     seed: int = 0
     """Of everything."""
@@ -63,6 +65,7 @@ def fit(
             width=options.width,
             layers=options.layers,
             bins=options.bins,
+            waves=options.waves,
         ),
         (target.dim,),
         None,

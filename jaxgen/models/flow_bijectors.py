@@ -25,14 +25,14 @@ def table_flow(config: FlowConfig) -> Bijector:
     """
     modelled = [c for c in config.columns or () if not c.is_context]
     dim = len(modelled)
-    width, num_blocks = int(config.width or 1), int(config.layers or 1)
+    sizes = int(config.width or 1), int(config.layers or 1), config.waves or 0
     element = _element(config, TABLE_BOUND)
     if config.net == "autoregressive" and dim > 1:
-        network = nets.network(nets.MaskedMLP(element.num_params, width, num_blocks))
+        network = nets.network(nets.MaskedMLP(element.num_params, *sizes))
         layer = bijectors.autoregressive(network, element)
     else:
         kept = dim // 2
-        module = nets.MLP(element.num_params * (dim - kept), width, num_blocks)
+        module = nets.MLP(element.num_params * (dim - kept), *sizes)
         layer = bijectors.coupling(nets.network(module), element, num_kept=kept)
     mixed = bijectors.chain(layer, bijectors.invertible_linear())
     return bijectors.chain(

@@ -78,6 +78,9 @@ class FlowConfig:
     """Side of tarflow's and jet's patches; by default 2 up to 16 pixels, 4 above."""
     bins: int = 8
     """Bins of a spline."""
+    waves: int | None = None
+    """Sines of each value, of learned frequencies, that a table's networks see besides it;
+    by default 16."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise, in units of half the range of a pixel, in place
     of the uniform one: samples are then denoised by Tweedie's formula and look better, but
@@ -99,6 +102,8 @@ class FlowConfig:
                 raise UserError(f"--{name} must be at least 1, got {value}")
         if self.width is not None and self.width < 4:
             raise UserError(f"--width must be at least 4, got {self.width}")
+        if self.waves is not None and self.waves < 0:
+            raise UserError(f"--waves must not be negative, got {self.waves}")
         if self.noise < 0:
             raise UserError(f"--noise must not be negative, got {self.noise}")
         if not 0 <= self.label_dropout < 1:
@@ -140,6 +145,8 @@ def resolve(
         raise UserError(f"--net {net} is not for {what}: {', '.join(nets)} are")
     if is_table and (config.noise or config.conditional):
         raise UserError("--noise and --conditional are for images")
+    if config.waves and not is_table:
+        raise UserError("--waves is for tables")
     if config.conditional and not num_classes:
         raise UserError("--conditional needs data with labels; these have none")
     fitting = "none" if is_table else "levels" if config.noise else "dequantise"
@@ -158,6 +165,7 @@ def resolve(
         width=config.width or (128 if net in ("tarflow", "jet") else 64),
         layers=config.layers or (2 if net == "tarflow" else 1),
         patch=_patch(config, net, shape),
+        waves=config.waves if config.waves is not None else 16 * is_table,
         num_classes=num_classes if config.conditional else None,
         shape=tuple(shape),
         columns=columns,
