@@ -38,6 +38,7 @@ jaxtyping.install_import_hook(
             "likelihoods",
             "estimators",
             "annealing",
+            "augmentation",
             "averaging",
             "bijectors",
             "probability_flow",

@@ -18,6 +18,7 @@ OTHERS = ("sklearn", "matplotlib", "PIL", "tyro", "rich", "chex", "array_record"
         "jaxgen.probability_flow",
         "jaxgen.samplers",
         "jaxgen.schedules",
+        "jaxgen.augmentation",
         "jaxgen.averaging",
         "jaxgen",
     ],
