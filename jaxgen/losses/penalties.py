@@ -110,7 +110,7 @@ def check_uncoupled(function: str, critic: Critic, x: Examples) -> None:
     if x.shape[0] < 2:
         return
     traced = jax.make_jaxpr(critic)(x)
-    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
+    with jax.ensure_compile_time_eval(), jax.debug_nans(new_val=False):
         rng = np.random.default_rng(0)
 
         def filled(like: Array) -> Array:
