@@ -87,6 +87,24 @@ def test_open_dataset_reads_back_what_was_written(
     )
 
 
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ('=;",;"', ["=", ",;"]),
+        ('x;"a,b,c"', ["x", "a,b,c"]),
+        ('b,"say ""so"""', ["b", 'say "so"']),
+        ('"p;q","r"', ["p;q", "r"]),
+    ],
+)
+def test_a_delimiter_in_quotes_is_none(header, names, tmp_path):
+    path = tmp_path / "t.csv"
+    delimiter = ";" if ";" in header.split('"')[0] else ","
+    rows = [f"{i * 1.5}{delimiter}{(7 * i) % 11}.25" for i in range(20)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    found = open_dataset(DataConfig(name=f"table:{path}")).columns
+    assert [column.name for column in found] == names
+
+
 def test_open_dataset_splits_rows_once_for_all(opened):
     dataset = opened({"row": np.arange(NUM) + 0.25, "a": NORMAL}, "row=real")
     parts = (dataset.train, dataset.validation, dataset.test)

@@ -99,7 +99,10 @@ def _open_csv(path: Path) -> Table:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{label}: not UTF-8 text; save it as CSV in UTF-8.") from error
-    delimiter, names, num_lines = max(headers, key=lambda header: len(header[1]))
+    # A quote inside of a name is, nearly always, one that another delimiter ends at.
+    delimiter, names, num_lines = max(
+        headers, key=lambda h: (bool(h[1]), '"' not in "".join(h[1]), len(h[1]))
+    )
     if not names:
         raise UserError(
             f"{label}: empty file or broken quotes, expected a header line and rows of numbers."

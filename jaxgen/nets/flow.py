@@ -38,9 +38,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, h: Array, condition: Array | None = None) -> Array:
         """The raw parameters of transforms."""
-        if not h.shape[-1]:  # nothing to see but a bias
+        if h.shape[-1]:
+            h = Waves(self.num_waves, name="waves")(h)
+        else:  # nothing to see but a bias
             h = jnp.ones((*h.shape[:-1], 1), h.dtype)
-        h = nn.Dense(self.hidden, name="input")(Waves(self.num_waves, name="waves")(h))
+        h = nn.Dense(self.hidden, name="input")(h)
         if condition is not None:
             told = nn.Dense(self.hidden, use_bias=False, name="condition")(condition)
             h = h + jnp.expand_dims(told, tuple(range(1, h.ndim - 1)))
