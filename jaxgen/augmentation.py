@@ -106,7 +106,7 @@ def augmented(
         ValueError: for a change that is none.
 
     References:
-        Zhao et al. 2020, equations 2 and 3, arXiv:2006.10738; Karras et al. 2020 (ADA),
+        Zhao et al. 2020, section 3, arXiv:2006.10738; Karras et al. 2020 (ADA),
         section 2.2, arXiv:2006.06676.
     """
     for number, name in enumerate(changes):

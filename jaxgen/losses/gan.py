@@ -104,7 +104,7 @@ def relativistic(real: Logits, fake: Logits) -> Payoff:
     told apart, and neither notices what is added to D.
 
     References:
-        Jolicoeur-Martineau 2018, arXiv:1807.00734 (RpGAN); Huang et al. 2025, equation 2,
+        Jolicoeur-Martineau 2018, arXiv:1807.00734 (RpGAN); Huang et al. 2025,
         arXiv:2501.05441.
     """
     real, fake = _logits("relativistic", real, fake)

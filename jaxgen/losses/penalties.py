@@ -62,7 +62,7 @@ def estimated_squared_slope(
         ValueError: if the critic couples examples.
 
     References:
-        Lin et al. 2025 (APT), equation 4, arXiv:2501.08316.
+        Lin et al. 2025 (APT), arXiv:2501.08316.
     """
     _checks.check_positive("estimated_squared_slope", deviation=deviation)
     check_uncoupled("estimated_squared_slope", critic, x)
@@ -105,7 +105,7 @@ def check_uncoupled(function: str, critic: Critic, x: Examples) -> None:
     """Raises ValueError if what a critic says of one example depends on the others.
 
     Found out when the program is traced: its parameters replaced by random ones, a NaN in
-    the other examples must not reach the first.
+    the other examples must not reach the first. That compiles the critic once a call.
     """
     if x.shape[0] < 2:
         return
@@ -144,7 +144,7 @@ def spectral_norm(
 
     Args:
         kernel: `[..., outputs]`, read as a matrix.
-        u: The vector so far, of any length but 0.
+        u: The vector so far, not zero.
         num_steps: Of power iteration, at least 1.
 
     References:

@@ -115,8 +115,8 @@ class Waves(nn.Module):
         spread: Standard deviation of the first frequencies, radians per unit of x.
 
     References:
-        Tancik et al. 2020, section 5, arXiv:2006.10739; for tables Gorishniy et al. 2022,
-        equation 5, arXiv:2203.05556.
+        Tancik et al. 2020, arXiv:2006.10739; for tables Gorishniy et al. 2022,
+        arXiv:2203.05556.
     """
 
     num: int
