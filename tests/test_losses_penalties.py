@@ -168,3 +168,10 @@ def test_spectral_norm_is_the_largest_singular_value(x64):
     slope = jax.grad(many)(kernel).reshape(12, 5)
     np.testing.assert_allclose(slope, np.outer(left[:, 0], right[0]), atol=1e-8)
     np.testing.assert_array_equal(penalties.spectral_norm(0 * kernel, u)[0], 0)
+    # Before that too both vectors are held fixed, and the one that came is not trained.
+    once = lambda k, u: penalties.spectral_norm(k, u)[0]
+    slope, none = jax.grad(once, (0, 1))(kernel, u)
+    v, (_, after) = matrix @ u, penalties.spectral_norm(kernel, u)
+    expected = np.outer(v / np.linalg.norm(v), after)
+    np.testing.assert_allclose(slope.reshape(12, 5), expected, atol=1e-12)
+    np.testing.assert_array_equal(none, 0)

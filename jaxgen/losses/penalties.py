@@ -151,12 +151,11 @@ def spectral_norm(
         Miyato et al. 2018, algorithm 1, arXiv:1802.05957.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
-    fixed = jax.lax.stop_gradient(matrix)
+    fixed, u = jax.lax.stop_gradient((matrix, u))
     v = jnp.zeros(matrix.shape[0], matrix.dtype)
     for _ in range(num_steps):
         v = _unit(fixed @ u)
         u = _unit(v @ fixed)
-    u, v = jax.lax.stop_gradient((u, v))
     return v @ matrix @ u, u
 
 
