@@ -108,6 +108,22 @@ def check_finite_options(config: Any) -> None:
             raise UserError(f"--{flag} must be a finite number, got {value}")
 
 
+def check_class_options(config: Any) -> None:
+    """Raises UserError where a model samples by classes that it does not know."""
+    sampling, num = config.sampling, config.num_classes
+    guidance = getattr(sampling, "guidance", None)
+    if not config.conditional and (
+        guidance not in (None, 1) or sampling.label is not None
+    ):
+        flags = "--label is" if guidance is None else "--guidance and --label are"
+        raise UserError(
+            f"{flags} for a model that was trained with classes: --conditional"
+        )
+    label = sampling.label
+    if num is not None and label is not None and not 0 <= label < num:
+        raise UserError(f"--label must be in 0 .. {num - 1}, got {label}")
+
+
 def unknown(kind: str, value: Any, choices: Iterable[Any]) -> str:
     """One line that names what came, the nearest choice and all choices."""
     names = sorted(str(choice) for choice in choices)

@@ -26,6 +26,7 @@ from jaxgen.evaluate import classifier, judgement
 from jaxgen.train import (
     assembly,
     checkpoint,
+    health,
     loop,
     medium,
     parallel,
@@ -64,6 +65,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
         session.bind(_with_seed(resolved, config.train.seed + i))
         for i in range(options.num_seeds)
     ]
+    health.check(bound[0], len(bound), dataset)
     assembly.make_layout(config.train)  # before anything is written
     if options.dry_run:
         if processes.is_first():
@@ -277,7 +279,8 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
         say(note)
     # First, since it may refuse the data.
-    judge = classifier.make_classifier(dataset) if options.judge else None
+    judged = dataset.parts or dataset
+    judge = classifier.make_classifier(judged) if options.judge else None
     seed, num_images = options.seed, options.num_images
     result = judgement.judge(
         loaded, dataset, options.num_samples, num_images=num_images, seed=seed
@@ -287,7 +290,11 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     if judge is not None:
         draw = functools.partial(assembly.Sampler(loaded), loaded.params, seed)
         num, told = options.judge, judgement.progress()
-        result |= classifier.judge(judge, draw, dataset.test, num, progress=told)
+        if dataset.parts is None:
+            seen = classifier.judge(judge, draw, dataset.test, num, progress=told)
+        else:
+            seen = classifier.judge_stacked(judge, draw, judged, num, progress=told)
+        result |= seen
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:

@@ -51,14 +51,24 @@ def gaussians(centres: np.ndarray, deviation: float) -> Target:
 
 def ring(num: int = 8, *, radius: float = 2.0, deviation: float = 0.2) -> Target:
     """`num` Gaussians evenly on a circle."""
-    turn = 2 * np.pi * np.arange(num) / num
-    return gaussians(radius * np.stack([np.cos(turn), np.sin(turn)], 1), deviation)
+    return gaussians(ring_centres(num, radius=radius), deviation)
 
 
 def grid(side: int = 5, *, spacing: float = 1.0, deviation: float = 0.05) -> Target:
     """`side` x `side` Gaussians on a square grid around 0."""
+    return gaussians(grid_centres(side, spacing=spacing), deviation)
+
+
+def ring_centres(num: int, *, radius: float) -> np.ndarray:
+    """`num` points evenly on a circle around 0, `[num, 2]`."""
+    turn = 2 * np.pi * np.arange(num) / num
+    return radius * np.stack([np.cos(turn), np.sin(turn)], 1)
+
+
+def grid_centres(side: int, *, spacing: float) -> np.ndarray:
+    """`side` x `side` points on a square grid around 0, `[side^2, 2]`."""
     line = spacing * (np.arange(side) - (side - 1) / 2)
-    return gaussians(np.stack(np.meshgrid(line, line), -1).reshape(-1, 2), deviation)
+    return np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
 
 
 def checkerboard(side: int = 4) -> Target:

@@ -15,8 +15,8 @@ class DataConfig:
     """Which images, of which size, and how their 256 levels become numbers; or a table."""
 
     name: Annotated[str, tyro.conf.arg(name="data")] = "digits"
-    """digits, photos, folder:PATH, table:FILE.csv, or a TFDS name such as mnist
-    (name/config too)."""
+    """digits, photos, folder:PATH, table:FILE.csv, stacked:SET (three grey images as the
+    channels of one), or a TFDS name such as mnist (name/config too)."""
 
     data_dir: str | None = None
     """Where prepared TFDS sets lie, or one prepared set itself; default

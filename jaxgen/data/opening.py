@@ -1,12 +1,21 @@
 """`open_dataset`: from a config to two sources, through the cache of decoded sets."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jaxgen._checks import UserError, check_in
-from jaxgen.data import builtin, cache, folder, prepared, table_files, tables
+from jaxgen.data import (
+    builtin,
+    cache,
+    folder,
+    prepared,
+    stacked,
+    table_files,
+    tables,
+)
 from jaxgen.data.config import TRANSFORMS, DataConfig
 from jaxgen.data.images import conform_array
 from jaxgen.data.sources import ArraySource, Dataset, Source
@@ -40,6 +49,10 @@ def open_dataset(
         UserError: for every mistake in the config or fault of the files, in one line.
     """
     _check(config)
+    if config.name.startswith(stacked.PREFIX):
+        name = config.name.removeprefix(stacked.PREFIX)
+        parts = open_dataset(dataclasses.replace(config, name=name))
+        return stacked.stacked(parts)
     if config.name.startswith(_FOLDER):
         dataset = _open_folder(config, max_decoded_bytes)
     elif config.name.startswith(tables.PREFIX):
@@ -64,6 +77,7 @@ def described() -> dict[str, str]:
     return lines | {
         "folder:PATH": "A folder of images of any size and mode.",
         "table:FILE.csv": "Rows of numbers below a header; comma, semicolon or tab.",
+        "stacked:SET": "Three grey images of a labelled set as the channels of one.",
         "NAME": "Any TFDS set that is prepared under --data-dir, such as mnist.",
     }
 

@@ -45,6 +45,7 @@ class Dataset(NamedTuple):
         notes: A line each.
         columns: Of a table; None where the examples are images.
         validation: Held out of `train` for early stopping, or None.
+        parts: The set whose images are the channels of these, or None.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...]
     columns: tuple[Column, ...] | None = None
     validation: Source | None = None
+    parts: "Dataset | None" = None
 
 
 class ArraySource:

@@ -19,6 +19,7 @@ import optax
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.data import cache
+from jaxgen.evaluate import modes
 from jaxgen.nets.classifier import LeNet
 from jaxgen.train.console import say
 
@@ -69,6 +70,44 @@ def _num_classes(dataset: data.Dataset) -> int:
             f"{what}"
         )
     return count
+
+
+def judge_stacked(
+    classifier: Classifier,
+    draw: Callable[[int], np.ndarray],
+    parts: data.Dataset,
+    num_samples: int,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Modes of samples whose channels are images of one set.
+
+    Args:
+        classifier: Of that set.
+        draw: As in `judge`; of `C` channels.
+        parts: The set.
+        num_samples: How many samples are judged.
+        progress: As in `judge`.
+
+    Returns:
+        What `jaxgen.evaluate.modes.of_labels` tells of the classes of the channels;
+        `num_modes`, `num_judged`, and `classifier_accuracy` on the set's test split.
+    """
+    accuracy, real = _on_test(classifier, parts.test)
+    say(f"classifier: {100 * accuracy:.2f} % of {len(real):,} test images right")
+    num_classes, found = _num_classes(parts), []
+    while len(found) < num_samples:
+        x = draw(len(found))
+        label = np.zeros(len(x), np.int64)
+        for channel in range(x.shape[-1]):
+            seen = classifier.probabilities(x[..., channel : channel + 1])
+            label = label * num_classes + seen.argmax(axis=1)
+        found.extend(label)
+        progress(min(len(found), num_samples), num_samples)
+    num_modes = num_classes ** x.shape[-1]
+    told = modes.of_labels(np.array(found[:num_samples]), num_modes)
+    told |= {"num_modes": num_modes, "num_judged": num_samples}
+    return told | {"classifier_accuracy": accuracy}
 
 
 def judge(

@@ -22,7 +22,15 @@ from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.evaluate import figures, formats
 from jaxgen.train import config as configs
-from jaxgen.train import console, medium, pictures, rundir, session, stopping
+from jaxgen.train import (
+    console,
+    health,
+    medium,
+    pictures,
+    rundir,
+    session,
+    stopping,
+)
 
 NUM_TEST = 64  # test images that the views are made of
 GRID_WIDTH = 440  # CSS pixels of a grid of samples, about
@@ -57,7 +65,8 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         name=formats.text(run.path.absolute().name),
         progress=f"step {loaded.step:,} of {config.train.steps:,}, {ending}",
         notes="".join(
-            f"<p>{formats.text(n)}</p>" for n in (*loaded.notes, *dataset.notes)
+            f"<p>{formats.text(n)}</p>"
+            for n in (*health.notes(run), *loaded.notes, *dataset.notes)
         ),
         numbers=_numbers(loaded, records, evaluation),
         evaluation=_evaluation(loaded, evaluation),
@@ -124,13 +133,14 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     names = list(dict.fromkeys(name for record in records for name in record))
     norms = [name for name in names if name.startswith("gradient_norm/")]
     others = {"step", "loss", "examples_per_s", "train_s", "compile_s", *norms}
-    others.add(stopping.NAME)
+    others |= {stopping.NAME, health.NAME}
     terms = [n for n in names if n not in others and not n.startswith("loss/")]
     losses = _losses(records)
     per = f"{_unit(loaded, losses[0])} per {unit[:-1]}"
+    grouped = {n: [m for m in terms if _group(m) == n] for n in map(_group, terms)}
     panels = [
         ("loss", per, [*losses, stopping.NAME]),
-        *((name, per, [name]) for name in terms),
+        *((n, _units(loaded).get(n, per), members) for n, members in grouped.items()),
         ("gradient norm before clipping", "L2 norm", norms),
         ("training speed", f"{unit}/s", ["examples_per_s"]),
     ]
@@ -148,6 +158,19 @@ def _unit(loaded: session.Loaded, loss: str) -> str:
     return (
         units.get(loss, *units.values()) if len(units) == 1 else units.get(loss, "nats")
     )
+
+
+def _group(term: str) -> str:
+    """The panel of a term: what its name begins with."""
+    return term.split("/")[0]
+
+
+def _units(loaded: session.Loaded) -> dict[str, str]:
+    """Of terms whose unit is not that of the loss."""
+    units = {health.GROUP: "share of the data's"}
+    for player in loaded.model.players:
+        units |= player.units
+    return units
 
 
 def _losses(records: list[Record]) -> list[str]:

@@ -21,14 +21,19 @@ Examples = Float[Array, " B *event"]
 PerExample = Float[Array, " B"]
 
 
-def squared_slope(critic: Critic, x: Examples) -> PerExample:
-    """|dD/dx|^2 of each example: R1 where x are data, R2 where they are samples.
+def logits_and_slopes(
+    critic: Critic, x: Examples, *, checked: bool = True
+) -> tuple[PerExample, PerExample]:
+    """A critic's logits, and |dD/dx|^2 of each example, by one pass.
 
-    The penalty is gamma / 2 times the mean of it.
+    The mean of the latter is R1 where x are data, R2 where they are samples; the penalty
+    is gamma / 2 times it.
 
     Args:
         critic: `x [B, ...] -> [B]`.
         x: `[B, ...]`.
+        checked: Whether a critic that couples examples is looked for; leave it out where
+            it is known to be none.
 
     Raises:
         ValueError: if the critic couples examples: the gradient of its sum is then not
@@ -37,7 +42,16 @@ def squared_slope(critic: Critic, x: Examples) -> PerExample:
     References:
         Mescheder et al. 2018, equation 9, arXiv:1801.04406.
     """
-    return _checks.sum_per_example(_gradient("squared_slope", critic, x) ** 2)
+    if checked:
+        check_uncoupled("logits_and_slopes", critic, x)
+    logits, pull = jax.vjp(critic, x)
+    (gradient,) = pull(jnp.ones_like(logits))
+    return logits, _checks.sum_per_example(gradient**2)
+
+
+def squared_slope(critic: Critic, x: Examples) -> PerExample:
+    """The second part of `logits_and_slopes`."""
+    return logits_and_slopes(critic, x)[1]
 
 
 def estimated_squared_slope(
@@ -46,6 +60,7 @@ def estimated_squared_slope(
     keys: Key[Array, " B"],
     *,
     deviation: float = 0.01,
+    checked: bool = True,
 ) -> PerExample:
     """`squared_slope` from one step of noise, without a second derivative.
 
@@ -57,6 +72,7 @@ def estimated_squared_slope(
         x: `[B, ...]`.
         keys: One for each example.
         deviation: s, in units of x.
+        checked: As in `logits_and_slopes`.
 
     Raises:
         ValueError: if the critic couples examples.
@@ -65,14 +81,20 @@ def estimated_squared_slope(
         Lin et al. 2025 (APT), arXiv:2501.08316.
     """
     _checks.check_positive("estimated_squared_slope", deviation=deviation)
-    check_uncoupled("estimated_squared_slope", critic, x)
+    if checked:
+        check_uncoupled("estimated_squared_slope", critic, x)
     draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
     step = critic(x + deviation * draw(keys)) - critic(x)
     return (step / deviation) ** 2
 
 
 def slope_deviation(
-    critic: Critic, real: Examples, fake: Examples, keys: Key[Array, " B"]
+    critic: Critic,
+    real: Examples,
+    fake: Examples,
+    keys: Key[Array, " B"],
+    *,
+    checked: bool = True,
 ) -> PerExample:
     """(|dD/dx| - 1)^2 between data and samples, at one random place for each pair.
 
@@ -84,6 +106,7 @@ def slope_deviation(
         real: Data, `[B, ...]`.
         fake: Samples, of the same shape.
         keys: One for each pair.
+        checked: As in `logits_and_slopes`.
 
     Raises:
         ValueError: if the critic couples examples, or the shapes differ.
@@ -95,8 +118,9 @@ def slope_deviation(
     share = jax.vmap(jax.random.uniform)(keys).astype(real.dtype)
     share = share.reshape(-1, *(1,) * (real.ndim - 1))
     between = real + share * (fake - real)
-    gradient = _gradient("slope_deviation", critic, between)
-    square = _checks.sum_per_example(gradient**2)
+    if checked:
+        check_uncoupled("slope_deviation", critic, between)
+    _, square = logits_and_slopes(critic, between, checked=False)
     steep = square > 0
     return (jnp.where(steep, jnp.sqrt(jnp.where(steep, square, 1)), 0) - 1) ** 2
 
@@ -161,8 +185,3 @@ def spectral_norm(
 
 def _unit(x: Array) -> Array:
     return x / jnp.maximum(jnp.linalg.norm(x), jnp.finfo(x.dtype).tiny)
-
-
-def _gradient(function: str, critic: Critic, x: Array) -> Array:
-    check_uncoupled(function, critic, x)
-    return jax.grad(lambda x: jnp.sum(critic(x)))(x)

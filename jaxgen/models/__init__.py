@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxgen.models import diffusion, flow, vae
+from jaxgen.models import diffusion, flow, gan, vae
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -68,6 +68,24 @@ FAMILIES = {
         MappingProxyType({"optimizer": "muon", "schedule": "linear", "clip_norm": 1.0}),
         takes_tables=True,
     ),
+    "gan": Family(
+        "generative adversarial network: generator against discriminator, alternately",
+        gan.GANConfig,
+        gan.resolve,
+        gan.make_gan,
+        MappingProxyType(
+            {
+                "steps": 2000,
+                "batch_size": 64,
+                "learning_rate": 1e-3,
+                "beta1": 0.0,
+                "beta2_start": 0.9,
+                "weight_decay": 0.0,
+                "ema_half_life": 0.02,
+            }
+        ),
+        takes_tables=True,
+    ),
     "vae": Family(
         "variational autoencoder: compressive latent, trained by a lower bound",
         vae.VAEConfig,
@@ -88,6 +106,7 @@ __all__ = [
     "diffusion",
     "example_keys",
     "flow",
+    "gan",
     "indexed_keys",
     "normal_prior",
     "sample_keys",

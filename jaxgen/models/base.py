@@ -14,13 +14,15 @@ functions of a model take one key per example for the same reason.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+NUM_LINES = 3  # of metrics.jsonl, for which a collapse must last
 Params = Any  # {player name: pytree of arrays}
 Batch = dict[str, Array]
 
@@ -49,14 +51,18 @@ class Player(NamedTuple):
         updates_per_step: How often it is updated before the next player's turn.
         couples_examples: Whether an example's loss depends on the others of its batch,
             so that the batch may not be cut into parts.
+        least_examples: That a batch must have.
         unit: Of the loss, where it is not nats.
+        units: Of terms whose unit is another, by what their names begin with.
     """
 
     name: str
     objective: Callable[..., tuple[Array, Aux]]
     updates_per_step: int = 1
     couples_examples: bool = False
+    least_examples: int = 1
     unit: str = "nats"
+    units: Mapping[str, str] = MappingProxyType({})
 
 
 class Curve(NamedTuple):
@@ -120,6 +126,9 @@ class Model(NamedTuple):
         views: Further pictures of a model for its report, as pairs of a caption and
             `(params, x [N, H, W, C]) -> images [rows, columns, H, W, C]`.
         curves: Further figures of a model for its report.
+        collapse: `the last NUM_LINES lines of metrics.jsonl -> evidence that the
+            training has collapsed, or None`, where that is looked for. The lines then
+            have the figures of `jaxgen.train.health`.
     """
 
     init: Callable[..., tuple[Params, Any]]
@@ -131,6 +140,7 @@ class Model(NamedTuple):
     density: Literal["discrete", "continuous", "other"] = "discrete"
     views: tuple[tuple[str, Callable[..., Array]], ...] = ()
     curves: tuple[Curve, ...] = ()
+    collapse: Callable[[Sequence[Mapping[str, Any]]], str | None] | None = None
 
 
 def example_keys(key: Array, batch: Batch) -> Array:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxgen._checks import UserError, check_finite_options
+from jaxgen._checks import UserError, check_class_options, check_finite_options
 from jaxgen.nets.transformer import check_sides
 
 Schedule = Literal["edm", "rectified_flow", "cosine", "ddpm", "ve"]
@@ -149,15 +149,8 @@ class DiffusionConfig:
             )
 
     def _check_sampling(self) -> None:
+        check_class_options(self)
         sampling = self.sampling
-        label, num = sampling.label, self.num_classes
-        if not self.conditional and (sampling.guidance != 1 or label is not None):
-            raise UserError(
-                "--guidance and --label are for a model that was trained with classes: "
-                "--conditional"
-            )
-        if num is not None and label is not None and not 0 <= label < num:
-            raise UserError(f"--label must be in 0 .. {num - 1}, got {label}")
         if sampling.sampler == "mean_flow" and not self.one_step:
             raise UserError("--sampler mean_flow needs a model trained with --one-step")
         by_mean_flow = self.one_step and sampling.sampler in ("auto", "mean_flow")

@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgen._checks import UserError, check_finite_options, unknown
+from jaxgen._checks import (
+    UserError,
+    check_class_options,
+    check_finite_options,
+    unknown,
+)
 from jaxgen.columns import Column
 
 IMAGE_NETS = ("tarflow", "jet", "glow")
@@ -113,17 +118,8 @@ class FlowConfig:
         self._check_sampling()
 
     def _check_sampling(self) -> None:
-        sampling, num = self.sampling, self.num_classes
-        if not self.conditional and (
-            sampling.guidance != 1 or sampling.label is not None
-        ):
-            raise UserError(
-                "--guidance and --label are for a model that was trained with classes: "
-                "--conditional"
-            )
-        label = sampling.label
-        if num is not None and label is not None and not 0 <= label < num:
-            raise UserError(f"--label must be in 0 .. {num - 1}, got {label}")
+        check_class_options(self)
+        sampling = self.sampling
         if sampling.guidance != 1 and self.net not in (None, "tarflow"):
             raise UserError("--guidance is for --net tarflow")
         if self.shape is not None:

@@ -121,6 +121,23 @@ class Checkpoints:
                 _set_aside(path)
         return None if valid is None else int(valid.name), _notes(faults)
 
+    def drop_after(self, step: int) -> int:
+        """Removes what was saved after a step; the newest that is left, or 0.
+
+        All processes call it alike.
+        """
+        self.wait()
+
+        def drop() -> str:
+            left = 0
+            for saved in steps(self._directory):
+                if saved > step:
+                    shutil.rmtree(self._directory / str(saved))
+                left = max(left, saved * (saved <= step))
+            return str(left)
+
+        return int(processes.from_first(drop))
+
     def read(self, step: int, abstract_state: Any) -> Any:
         """The state of a step that `newest` has named; every process reads its part.
 

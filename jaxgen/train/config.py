@@ -42,6 +42,8 @@ class TrainConfig:
     """Decay of AdamW's first moment."""
     beta2: float = 0.99
     """Decay of AdamW's second moment."""
+    beta2_start: float | None = None
+    """Where it begins, to rise to --beta2 along a cosine; by default it stays the same."""
     weight_decay: float = 1e-4
     """Decoupled decay of the weights (not biases), times the learning rate."""
     clip_norm: float = 0.0
@@ -69,6 +71,9 @@ class TrainConfig:
     """Steps between sample grids; 0 gives 10 a run."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 gives 20 a run."""
+    on_collapse: Literal["tell", "stop", "rollback"] = "tell"
+    """When the training of a GAN collapses: say so; stop; or go back to the last healthy
+    checkpoint and on with half the learning rate, three times at most."""
     patience: int | None = None
     """Stop after so many checkpoint intervals without a better loss on a held-out tenth of
     the training split, and keep the best parameters; 0 does not; by default 0 for images
@@ -99,9 +104,10 @@ class TrainConfig:
             " ".join(map(str, widths)),
             f"different numbers in (0, {averaging.MAX_WIDTH})",
         )
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "beta2_start"):
             value = getattr(self, name)
-            _require(0 <= value < 1, name, value, "in [0, 1)")
+            flag = name.replace("_", "-")
+            _require(value is None or 0 <= value < 1, flag, value, "in [0, 1)")
         for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
             _require(value >= 0, name.replace("_", "-"), value, "not negative")
@@ -162,13 +168,14 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
             consistent_rms=0.2,
         )
     else:
-        optimizer = optax.adamw(
-            schedule,
-            b1=train.beta1,
-            b2=train.beta2,
-            weight_decay=train.weight_decay,
-            mask=_kernels,
-        )
+        options = {"weight_decay": train.weight_decay, "mask": _kernels}
+        if train.beta2_start is None:
+            adamw, options["b2"] = optax.adamw, train.beta2
+        else:
+            fixed = ("b1", "eps", "eps_root", *options, "nesterov")
+            adamw = optax.inject_hyperparams(optax.adamw, static_args=fixed)
+            options["b2"] = _rising(train.beta2_start, train.beta2, train.steps)
+        optimizer = adamw(schedule, b1=train.beta1, **options)
     # One structure of the state with and without clipping: a continued run may change it.
     clip = (
         optax.clip_by_global_norm(train.clip_norm)
@@ -176,6 +183,12 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
         else optax.identity()
     )
     return optax.chain(clip, optimizer)
+
+
+def _rising(first: float, last: float, steps: int) -> Any:
+    """From one value to another along half a cosine."""
+    fall = optax.cosine_decay_schedule(1.0, steps)
+    return lambda count: last + (first - last) * fall(count)
 
 
 def _kernels(params: Any) -> Any:
@@ -259,7 +272,7 @@ def may_change(key: str, old: Any, new: Any) -> bool:
         return bool(old) == bool(new)
     free = ("steps", "learning_rate", "schedule", "warmup", "weight_decay", "clip_norm")
     free += ("log_every", "sample_every", "checkpoint_every", "ema_half_life")
-    free += ("parallel", "devices", "steps_per_dispatch", "accumulate")
+    free += ("on_collapse", "parallel", "devices", "steps_per_dispatch", "accumulate")
     others = {"data.data_dir", "model.remat"}
     sampling = key.startswith("model.sampling.")
     return sampling or key in {f"train.{name}" for name in free} | others

@@ -12,6 +12,7 @@ from jaxgen import data
 from jaxgen.train import (
     assembly,
     checkpoint,
+    health,
     medium,
     parallel,
     pictures,
@@ -42,6 +43,7 @@ class Keepers:
         layout: Where the joined state lies.
         checkpoints: Of each run.
         validator: Of early stopping, or None.
+        watch: Of collapses, or None.
         start: The step training starts from.
         compile_s: Seconds of compilation, for the metrics.
         tensorboard: Whether to mirror to it.
@@ -53,6 +55,7 @@ class Keepers:
         layout: parallel.Layout,
         checkpoints: Sequence[checkpoint.Checkpoints],
         validator: validation.Validator | None,
+        watch: health.Watch | None,
         start: int,
         compile_s: float,
         *,
@@ -60,6 +63,7 @@ class Keepers:
     ):
         self._runs, self._layout, self._checkpoints = runs, layout, checkpoints
         self._config, self._validator = runs[0].session.config.train, validator
+        self._watch, self._told = watch, False
         self._draw = assembly.Sampler(runs[0].session)
         paths = writing.paths_of(abstract_state(runs[0].session).params)
         self._writers = [
@@ -88,16 +92,19 @@ class Keepers:
         for writer in self._writers:
             writer.add(done, count, metrics)
 
-    def tend(self, done: int, state: Any, *, last: bool) -> tuple[Any, bool]:
+    def tend(
+        self, done: int, state: Any, *, last: bool
+    ) -> tuple[Any, bool, health.Collapse | None]:
         """Does what is due after step `done`; checked before it is saved.
 
         Returns:
-            The state, perhaps with new best parameters, and whether to stop early.
+            The state, perhaps with new best parameters; whether to stop early; and a
+            collapse that is not only to be told, of which nothing was saved.
         """
         saves = last or done % self._config.every("checkpoint") == 0
         samples = done == self._config.steps or done % self._config.every("sample") == 0
         if not (saves or samples or done % self._config.every("log") == 0):
-            return state, False
+            return state, False, None
         for i, run in enumerate(self._runs):
             with _named(run, among=len(self._runs)):
                 self._writers[i].read()
@@ -105,8 +112,11 @@ class Keepers:
         if self._validator is not None and self._is_even(done):
             state, told = self._validator.judge(done, state)
             over = self._validator.is_over
+        collapsed = self._looked_after(done, state, told)
         for writer, more in zip(self._writers, told, strict=True):
             writer.write(more)
+        if collapsed is not None:
+            return state, False, collapsed
         if saves:
             for i, run in enumerate(self._runs):
                 with _named(run, among=len(self._runs)):
@@ -116,12 +126,36 @@ class Keepers:
         if samples or over:
             self._sample(done, state)
         self._restart_clocks()
-        return state, over
+        return state, over, None
 
     def close(self) -> None:
         """Leaves the terminal and TensorBoard's files as they should be."""
         for writer in self._writers:
             writer.close()
+
+    def _looked_after(
+        self, done: int, state: Any, told: list[dict[str, Any]]
+    ) -> health.Collapse | None:
+        """Adds the figures of each run's samples; a collapse that ends this training."""
+        if self._watch is None or done % self._config.every("log"):
+            return None
+        collapsed = None
+        for i, run in enumerate(self._runs):
+            params = self._layout.whole(self._own(i, state).params)
+            if processes.is_first():
+                samples = self._draw(params, run.session.config.train.seed)
+                told[i] |= self._watch.look(samples)
+            record = self._writers[i].record | told[i] | {"step": done}
+            found = self._watch.collapse(i, record)
+            if found is None:
+                continue
+            told[i][health.NAME] = found.evidence
+            if self._config.on_collapse != "tell":
+                collapsed = found
+            elif not self._told:
+                self._told = True
+                health.tell(found)
+        return collapsed
 
     def _is_even(self, done: int) -> bool:
         """Whether it is a step of the run's own, not one where a signal stopped it."""

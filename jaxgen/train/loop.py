@@ -20,6 +20,7 @@ from jaxgen.train import (
     assembly,
     checkpoint,
     console,
+    health,
     parallel,
     processes,
     snapshots,
@@ -34,12 +35,14 @@ from jaxgen.train.session import abstract_state
 class Outcome(NamedTuple):
     """How training ended: the step reached, the steps that took, the signal or None.
 
-    Whether it stopped early is told by `stopping.is_over` of the run's metrics.
+    Whether it stopped early is told by `stopping.is_over` of the run's metrics. A collapse
+    is one that the run has to go back from.
     """
 
     step: int
     step_count: int
     signal: int | None
+    collapse: health.Collapse | None = None
 
 
 def train(
@@ -58,35 +61,60 @@ def train(
     Raises:
         NonFiniteError: when a loss, gradient or parameter is not finite; the last
             checkpoint stays.
-        RunError: when a file cannot be written (CheckpointError for a checkpoint).
+        RunError: when a file cannot be written (CheckpointError for a checkpoint), or
+            the training has collapsed and is to stop (CollapseError).
     """
     config = runs[0].session.config.train
+    dataset = data.with_validation(dataset, config.patience)
+    keep = health.num_checkpoints(runs[0].session)
     with contextlib.ExitStack() as stack:
         checkpoints = [
             stack.enter_context(
-                contextlib.closing(checkpoint.Checkpoints(run.folder.checkpoints))
+                contextlib.closing(
+                    checkpoint.Checkpoints(run.folder.checkpoints, keep=keep)
+                )
             )
             for run in runs
         ]
-        start, histories = json.loads(
-            processes.from_first(lambda: json.dumps(_begin(runs, checkpoints)))
+        while True:
+            outcome = _train_once(runs, dataset, checkpoints, tensorboard=tensorboard)
+            for each in checkpoints:
+                each.wait()
+            if outcome.collapse is None:
+                return outcome
+            health.go_back(runs[0], checkpoints[0], outcome.collapse)
+
+
+def _train_once(
+    runs: Sequence[Run],
+    dataset: data.Dataset,
+    checkpoints: Sequence[checkpoint.Checkpoints],
+    *,
+    tensorboard: bool,
+) -> Outcome:
+    """To the end, a signal, or a collapse."""
+    runs, config = health.cooled(runs), runs[0].session.config.train
+    start, histories = json.loads(
+        processes.from_first(lambda: json.dumps(_begin(runs, checkpoints)))
+    )
+    over = all(stopping.is_over(history, config.patience) for history in histories)
+    if over or start >= config.steps:
+        return Outcome(start, 0, None)
+    layout, validator = assembly.make_layout(config), None
+    if config.patience and dataset.validation is not None:
+        validator = validation.Validator(
+            runs[0].session, layout, dataset.validation, histories
         )
-        over = all(stopping.is_over(history, config.patience) for history in histories)
-        if over or start >= config.steps:
-            return Outcome(start, 0, None)
-        layout, validator = assembly.make_layout(config), None
-        dataset = data.with_validation(dataset, config.patience)
-        if config.patience and dataset.validation is not None:
-            validator = validation.Validator(
-                runs[0].session, layout, dataset.validation, histories
-            )
-        make_keepers = functools.partial(
-            Keepers, runs, layout, checkpoints, validator, tensorboard=tensorboard
-        )
-        outcome = _train_from(start, runs, dataset, checkpoints, layout, make_keepers)
-        for each in checkpoints:
-            each.wait()
-    return outcome
+    make_keepers = functools.partial(
+        Keepers,
+        runs,
+        layout,
+        checkpoints,
+        validator,
+        health.watch(runs, dataset),
+        tensorboard=tensorboard,
+    )
+    return _train_from(start, runs, dataset, checkpoints, layout, make_keepers)
 
 
 def _begin(
@@ -159,7 +187,7 @@ def _train_from(
     compile_s = time.perf_counter() - began
     where = f" for {layout.num_devices} devices" if layout.num_devices > 1 else ""
     console.say(f"compiled in {compile_s:.1f} s{where}")
-    done, stopped = start, None
+    done, stopped, collapse = start, None, None
     with _stop_asked() as stop_asked, contextlib.ExitStack() as stack:
         stack.callback(feed.items.close)
         keepers = make_keepers(start, compile_s)
@@ -179,10 +207,10 @@ def _train_from(
             last = done + count == config.steps or stopped is not None
             keepers.add(done, count, metrics)
             done += count
-            state, over = keepers.tend(done, state, last=last)
-            if last or over:
+            state, over, collapse = keepers.tend(done, state, last=last)
+            if last or over or collapse is not None:
                 break
-    return Outcome(done, done - start, stopped)
+    return Outcome(done, done - start, stopped, collapse)
 
 
 def _state_at(

@@ -85,7 +85,8 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     if train.init_from is not None:
         train = dataclasses.replace(train, init_from=_absolute(train.init_from))
     if train.patience is None:
-        patience = 0 if dataset.columns is None else TABLE_PATIENCE
+        is_alone = len(family.make(model).players) == 1
+        patience = TABLE_PATIENCE * (dataset.columns is not None and is_alone)
         train = dataclasses.replace(train, patience=patience)
     return dataclasses.replace(config, model=model, data=data, train=train)
 
@@ -130,6 +131,12 @@ def bind(config: RunConfig) -> Session:
         update.check_splittable(model, config.train.accumulate, pmapped)
     except ValueError as error:
         raise UserError(str(error)) from error
+    least = max(player.least_examples for player in model.players)
+    if config.train.batch_size < least:
+        raise UserError(
+            f"--batch-size {config.train.batch_size}: {config.family} learns nothing from "
+            f"fewer than {least} examples an update"
+        )
     optimizers = {player.name: make_optimizer(config.train) for player in model.players}
     return Session(config, model, optimizers)
 

@@ -31,6 +31,9 @@ class Writer:
         compile_s: Seconds of compilation, told in the first record.
         place: `(which, of how many)` runs of a program it is; the first has the meter.
         tensorboard: Whether to mirror to it.
+
+    Attributes:
+        record: The line that was read last.
     """
 
     def __init__(
@@ -52,7 +55,8 @@ class Writer:
         self._train_s = records[-1].get("train_s", 0.0) if records else 0.0
         self._compile_s = compile_s
         self._pending: list[tuple[int, int, Any]] = []
-        self._record: dict[str, Any] = {}
+        self.record: dict[str, Any] = {"step": start}
+        self._is_written = True
         is_shown = self._writes and place[0] == 0
         self._meter = console.Meter(config.train.steps, start) if is_shown else None
         mirrors = self._writes and tensorboard
@@ -86,7 +90,8 @@ class Writer:
             for name in pending[0][1]
         }
         losses = [value for name, value in terms.items() if name.startswith("loss/")]
-        self._record = {
+        self._is_written = False
+        self.record = {
             "step": pending[-1][0],
             "loss": sum(losses),
             **{
@@ -97,18 +102,18 @@ class Writer:
             "train_s": self._train_s,
         }
         if self._compile_s:
-            self._record["compile_s"], self._compile_s = self._compile_s, 0.0
+            self.record["compile_s"], self._compile_s = self._compile_s, 0.0
 
-    def write(self, more: Mapping[str, float | None]) -> None:
-        """Writes the line that was read, and in it further numbers; None for NaN."""
-        if not self._record:
+    def write(self, more: Mapping[str, float | str | None]) -> None:
+        """Writes the line that was read, and in it more; None for NaN."""
+        if self._is_written:
             return
-        record, self._record = {**self._record, **more}, {}
+        record, self._is_written = {**self.record, **more}, True
         step = record["step"]
         self._run.append_metrics(record)
         if self._board is not None:
             for name, value in record.items():
-                if value is not None:
+                if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
         if self._meter is not None:
             rate = record["examples_per_s"]

@@ -1,0 +1,180 @@
+"""Collapses: seen, told, gone back from, and refused where there is nothing to see."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_loop
+from doors import call
+
+from jaxgen import data, models
+from jaxgen._checks import UserError
+from jaxgen.models import gan, vae
+from jaxgen.models.base import Aux, Model, Player
+from jaxgen.train import config as configs
+from jaxgen.train import health, loop, rundir, session
+from jaxgen.train.keeping import Run
+
+LENGTH = 0.9  # of the way that the toy can go before its samples are all alike
+
+
+def shrinking(config):
+    """Its one parameter moves on by the learning rate; its samples shrink with it."""
+    del config
+
+    def objective(params, extra, batch, key, progress):
+        del key, progress
+        return jnp.full(len(batch["x"]), -params["walk"]["place"]), Aux({})
+
+    def generate(params, z, keys, condition=None):
+        left = jnp.maximum(LENGTH - params["walk"]["place"], 0)
+        x = jnp.clip(0.5 + left * z, 0, 1)
+        return jnp.broadcast_to(x[:, None, None], (len(z), 8, 8, 1))
+
+    return Model(
+        init=lambda key, batch: ({"walk": {"place": jnp.float32(0.0)}}, ()),
+        players=(Player("walk", objective),),
+        prior=jax.vmap(lambda key: jax.random.normal(key, (1,))),
+        generate=generate,
+        collapse=lambda records: gan.collapse(
+            [{"samples/diversity": r["samples/diversity"]} for r in records]
+        ),
+    )
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The families with the toy in the place of the VAE."""
+    family = models.FAMILIES["vae"]._replace(make=shrinking)
+    monkeypatch.setitem(models.FAMILIES, "vae", family)
+
+
+def begun(path, **options):
+    """A run of the toy whose parameter goes 0.04 a step, and its data."""
+    dataset = data.open_dataset(data.DataConfig())
+    train = configs.TrainConfig(
+        **{
+            "steps": 60, "batch_size": 16, "log_every": 2, "checkpoint_every": 2,
+            "learning_rate": 0.04, "schedule": "constant", "warmup": 0.0, **options,
+        }
+    )  # fmt: skip
+    config = configs.RunConfig(
+        family="vae",
+        model=vae.VAEConfig(latent_dim=1, hidden=(8,)),
+        data=data.DataConfig(),
+        train=train,
+    )
+    bound = session.bind(session.resolve(config, dataset))
+    folder = rundir.RunFolder(path)
+    if not folder.exists():
+        folder.claim()
+        folder.create(bound.config)
+    return Run(bound, folder), dataset
+
+
+def test_a_collapse_is_told_and_training_goes_on(toy, tmp_path, capsys):
+    run, dataset = begun(tmp_path / "run")
+    assert loop.train([run], dataset).step == 60
+    err = capsys.readouterr().err
+    assert err.count("collapse: the samples are nearly alike") == 1
+    records = run.folder.read_metrics()
+    first = next(r["step"] for r in records if health.NAME in r)
+    diversity = {r["step"]: r["samples/diversity"] for r in records}
+    # The third line in a row below a tenth of the variance of data.
+    low = [step for step in diversity if diversity[step] < 0.1]
+    assert first == low[2] == low[0] + 4
+    assert f"healthy until step {first - 6}" in err
+    assert "collapse, at" in health.notes(run.folder)[0]
+
+
+def test_stopping_saves_nothing_of_the_collapse(toy, tmp_path):
+    run, dataset = begun(tmp_path / "run", on_collapse="stop")
+    with pytest.raises(health.CollapseError, match="rollback goes on") as stopped:
+        loop.train([run], dataset)
+    step = int(str(stopped.value).split(":")[0].removeprefix("step "))
+    saved = [int(p.name) for p in run.folder.checkpoints.iterdir()]
+    assert max(saved) == step - 2
+    assert min(saved) <= step - 6
+
+
+def test_going_back_halves_the_rate_and_is_recorded(toy, tmp_path, capsys):
+    run, dataset = begun(tmp_path / "run", on_collapse="rollback", steps=26)
+    assert loop.train([run], dataset).step == 26
+    went = health.rollbacks(run.folder.path)
+    assert len(went) == 1
+    assert went[0]["to"] == went[0]["from"] - 6
+    assert "back to step" in capsys.readouterr().err
+    steps = [r["step"] for r in run.folder.read_metrics()]
+    assert steps == list(range(2, 27, 2))
+    expected = 0.04 * went[0]["to"] + 0.02 * (26 - went[0]["to"])
+    ended = [leaf for leaf in test_loop.leaves(run.folder.path) if leaf.shape == ()]
+    assert any(np.isclose(leaf, expected, rtol=1e-3) for leaf in ended)
+    assert run.folder.read_config().train.learning_rate == 0.04
+    assert "went back from step" in health.notes(run.folder)[0]
+
+
+def test_a_run_that_went_back_continues_bit_for_bit(toy, tmp_path):
+    """Stopped after it went back, and continued, as if it had not been."""
+    whole, dataset = begun(tmp_path / "whole", on_collapse="rollback", steps=26)
+    loop.train([whole], dataset)
+    assert health.rollbacks(whole.folder.path)
+    cut, _ = begun(tmp_path / "cut", on_collapse="rollback", steps=26)
+    loop.train([cut], dataset)
+    shutil.rmtree(cut.folder.checkpoints / "26")  # as a kill before it leaves it
+    again, _ = begun(tmp_path / "cut", on_collapse="rollback", steps=26)
+    assert loop.train([again], dataset).step == 26
+    assert health.rollbacks(cut.folder.path) == health.rollbacks(whole.folder.path)
+    for a, b in zip(
+        test_loop.leaves(whole.folder.path),
+        test_loop.leaves(cut.folder.path),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_going_back_ends_after_three_times(toy, tmp_path):
+    run, dataset = begun(
+        tmp_path / "run", on_collapse="rollback", steps=400, log_every=2
+    )
+    with pytest.raises(health.CollapseError, match="after 3 times"):
+        loop.train([run], dataset)
+    assert len(health.rollbacks(run.folder.path)) == 3
+
+
+def test_the_figures_of_samples_are_those_of_data_for_data(tmp_path):
+    run, dataset = begun(tmp_path / "run")
+    made = gan.make_gan(gan.resolve(gan.GANConfig(width=8), (8, 8, 1), None)[0])
+    watch = health.Watch(
+        [run._replace(session=run.session._replace(model=made))], dataset
+    )
+    real = dataset.test.take(np.arange(64))["x"]
+    told = watch.look(real)
+    assert 0.85 < told["samples/diversity"] < 1.1
+    assert told["samples/classes"] == 1.0
+    ones = dataset.train.take(np.flatnonzero(dataset.train.arrays["label"] == 1)[:64])
+    told = watch.look(ones["x"])
+    assert told["samples/classes"] < 0.35
+    assert watch.look(np.repeat(real[:1], 64, axis=0))["samples/diversity"] == 0
+
+
+def test_what_cannot_be_watched_is_refused(tmp_path, capsys):
+    run, dataset = begun(tmp_path / "run", on_collapse="rollback")
+    made = gan.make_gan(gan.resolve(gan.GANConfig(width=8), (8, 8, 1), None)[0])
+    watched = run.session._replace(model=made)
+    health.check(watched, 1, dataset)
+    with pytest.raises(UserError, match="for one run at a time"):
+        health.check(watched, 2, dataset)
+    grey = data.ArraySource(np.full((9, 8, 8, 1), 7, np.uint8))
+    with pytest.raises(UserError, match="are alike"):
+        health.check(watched, 1, dataset._replace(train=grey))
+    health.check(run.session, 2, dataset._replace(train=grey))
+    out = tmp_path / "out"
+    code, _, err = call(capsys, "train", "gan", "--batch-size", "1", "--out", out)
+    assert (code, "--batch-size 1: gan learns nothing" in err) == (2, True)
+    code, _, err = call(capsys, "train", "gan", "--patience", "3", "--out", out)
+    assert (code, "several players" in err) == (2, True)
+    code, _, err = call(capsys, "train", "gan", "--batch-size", "4000", "--out", out)
+    assert (code, "4,000" in err or "4000" in err) == (2, True)
+    assert not out.exists()

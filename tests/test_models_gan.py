@@ -1,0 +1,318 @@
+"""The GAN family: what each player pays, schedules, and what a discriminator learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgen._checks import UserError
+from jaxgen.columns import Column
+from jaxgen.losses import gan as games
+from jaxgen.models import gan
+from jaxgen.nets import gan as nets
+from jaxgen.train import config as configs
+from jaxgen.train import update
+
+SHAPE = (4, 4, 1)
+KEY = jax.random.key(3)
+
+
+def resolved(shape=SHAPE, num_classes=None, **options):
+    config = gan.GANConfig(**{"width": 8, "latent_dim": 4, **options})
+    return gan.resolve(config, shape, None, num_classes)[0]
+
+
+def batch(num=6, num_classes=None):
+    x = jax.random.uniform(jax.random.key(1), (num, *SHAPE))
+    label = jnp.arange(num) % num_classes if num_classes else None
+    return {"x": x} if label is None else {"x": x, "label": label}
+
+
+@functools.cache
+def started(**options):
+    """Model, parameters that no zero hides, and extra state."""
+    model = gan.make_gan(resolved(**options))
+    params, extra = model.init(jax.random.key(0), batch())
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda a: a + jnp.asarray(0.3 * rng.standard_normal(a.shape), a.dtype), params
+    )
+    return model, params, extra
+
+
+def paid(player, progress=0.0, given=None, **options):
+    """Loss of a player, its terms, and the gradient in all parameters."""
+    model, params, extra = started(**options)
+    given = batch() if given is None else given
+
+    def mean(params):
+        loss, aux = model.players[player].objective(
+            params, extra, given, KEY, jnp.float32(progress)
+        )
+        return loss.mean(), (loss, aux)
+
+    (_, (loss, aux)), grads = jax.value_and_grad(mean, has_aux=True)(params)
+    return loss, aux, grads
+
+
+def largest(tree):
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def test_the_discriminator_does_not_move_the_generator():
+    loss, aux, grads = paid(0)
+    assert loss.shape == (6,)
+    assert largest(grads["discriminator"]) > 1e-3
+    assert largest(grads["generator"]) == 0
+    assert {"right/real", "right/fake", "right/pair", "slope/real"} < set(aux.metrics)
+    _, _, grads = paid(1)
+    assert largest(grads["generator"]) > 1e-3
+
+
+@pytest.mark.parametrize("game", games.GAMES)
+def test_both_players_pay_what_the_game_says(game):
+    """With the penalty off, from the logits of what each player was shown."""
+    model, params, _ = started(game=game, penalty="none")
+    loss, aux, _ = paid(0, game=game, penalty="none")
+    assert "penalty" not in aux.metrics
+    config = resolved(game=game, penalty="none")
+    keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(
+        jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(6))
+    )
+    z_keys = jax.vmap(lambda k: jax.random.split(k, 2), out_axes=1)(keys[0])[1]
+    z = model.prior(z_keys)
+    fake = nets.ResidualGenerator(SHAPE, 8, 1, 1, 0).apply(
+        {"params": params["generator"]}, z
+    )
+    real_logits = gan.discriminate(config, params, batch()["x"])
+    fake_logits = gan.discriminate(config, params, (fake + 1) / 2)
+    expected = games.GAMES[game](real_logits, fake_logits).discriminator
+    np.testing.assert_allclose(loss, expected, rtol=2e-5, atol=1e-5)
+
+
+def test_penalties_add_up_and_fall_along_a_cosine():
+    def price(kind, progress=0.0, **options):
+        return paid(0, progress, penalty=kind, **options)[1].metrics["penalty"]
+
+    np.testing.assert_allclose(price("r1") + price("r2"), price("r1r2"), rtol=1e-5)
+    aux = paid(0, penalty="r1")[1].metrics
+    # gamma 1e-4 for each of 16 numbers, half of it times the squared slope.
+    np.testing.assert_allclose(
+        aux["penalty"], 0.5 * 16e-4 * aux["slope/real"] ** 2, rtol=1e-5
+    )
+    np.testing.assert_allclose(price("r1r2", 1.0), 0.1 * price("r1r2"), rtol=1e-5)
+    np.testing.assert_allclose(price("r1r2", 0.5), 0.55 * price("r1r2"), rtol=1e-5)
+    steep = price("gradient", gamma_decay=1.0)
+    assert np.all(steep >= 0)
+    doubled = price("gradient", gamma=20.0, gamma_decay=1.0)
+    np.testing.assert_allclose(doubled, 2 * steep, rtol=1e-5)
+
+
+def test_the_estimated_penalty_is_near_the_exact_one():
+    """Over many draws of noise; one draw deviates by sqrt 2 of it."""
+    model, params, extra = started(penalty="estimated")
+    objective = jax.jit(model.players[0].objective)
+    rooms = [
+        objective(params, extra, batch(), jax.random.key(i), jnp.float32(0))[1].metrics
+        for i in range(300)
+    ]
+    found = np.mean([m["slope/real"] ** 2 for m in rooms])
+    exact = np.mean(paid(0)[1].metrics["slope/real"] ** 2)
+    np.testing.assert_allclose(found, exact, rtol=0.15)
+
+
+def test_augmentation_is_nothing_at_first_and_whole_from_the_middle():
+    plain, *_ = paid(0)
+    np.testing.assert_array_equal(paid(0, augment=0.9)[0], plain)
+    assert np.abs(paid(0, 0.25, augment=0.9)[0] - plain).max() > 1e-3
+    told = [paid(0, p, augment=0.9)[1].metrics["augment"] for p in (0.25, 0.5, 1.0)]
+    np.testing.assert_allclose(told, [0.45, 0.9, 0.9], rtol=1e-5)
+
+
+def test_adaptive_augmentation_follows_the_sign_of_the_steps_before():
+    model, params, extra = started(augment=0.8, adaptive=True)
+    assert float(extra["augment"]) == 0
+    _, aux = model.players[0].objective(
+        params,
+        {"augment": jnp.float32(0.3), "sign": jnp.float32(0.9)},
+        batch(),
+        KEY,
+        0.0,
+    )
+    logits_sign = 2 * jnp.mean(aux.metrics["right/pair"]) - 1
+    np.testing.assert_allclose(aux.extra["augment"], 0.31, rtol=1e-4)
+    np.testing.assert_allclose(
+        aux.extra["sign"], 0.99 * 0.9 + 0.01 * logits_sign, rtol=1e-4
+    )
+    low = {"augment": jnp.float32(0.005), "sign": jnp.float32(0.0)}
+    _, aux = model.players[0].objective(params, low, batch(), KEY, 0.0)
+    assert float(aux.extra["augment"]) == 0
+    assert model.players[1].objective(params, low, batch(), KEY, 0.0)[1].extra is None
+
+
+def test_samples_have_the_class_that_is_asked_for():
+    options = {"num_classes": 3, "conditional": True}
+    model, params, _ = started(**options)
+    keys = jax.random.split(jax.random.key(5), 4)
+    z = model.prior(keys)
+    told = model.generate(params, z, keys, jnp.array([0, 1, 2, 0]))
+    one = gan.make_gan(resolved(**options, sampling=gan.Sampling(label=1)))
+    np.testing.assert_array_equal(one.generate(params, z, keys)[1], told[1])
+    assert np.abs(one.generate(params, z, keys)[0] - told[0]).max() > 1e-4
+    loss, *_ = paid(0, given=batch(num_classes=3), **options)
+    other = batch(num_classes=3)
+    other["label"] = (other["label"] + 1) % 3
+    assert np.abs(paid(0, given=other, **options)[0] - loss).max() > 1e-4
+    assert all(view(params, None).ndim == 5 for _, view in model.views)
+    assert len(model.views) == 2
+
+
+def test_rows_are_made_in_the_units_of_the_table():
+    columns = (
+        Column(name="a", mean=5.0, deviation=2.0),
+        Column(name="b", kind="positive", mean=1.0, deviation=0.5),
+        Column(name="c", kind="bounded", low=0.0, high=10.0, step=1.0, deviation=2.0),
+    )
+    config, transform = gan.resolve(gan.GANConfig(width=8), (3,), None, None, columns)
+    assert (transform, config.net, config.gamma) == ("none", "dense", 0.01)
+    model = gan.make_gan(config)
+    x = jnp.array([[4.0, 2.0, 3.0], [6.0, 3.0, 7.0]])
+    params, extra = model.init(jax.random.key(0), {"x": x})
+    keys = jax.random.split(jax.random.key(1), 200)
+    rows = np.asarray(model.generate(params, 9 * model.prior(keys), keys))
+    assert rows.shape == (200, 3)
+    assert rows[:, 1].min() > 0
+    assert set(rows[:, 2]) <= set(range(11))
+    for player in model.players:
+        plain, _ = player.objective(params, extra, {"x": x}, KEY, 0.0)
+        weight = jnp.array([2.0, 0.0])
+        weighed, _ = player.objective(
+            params, extra, {"x": x, "weight": weight}, KEY, 0.0
+        )
+        np.testing.assert_allclose(weighed, weight * plain, rtol=1e-5)
+
+
+def test_critic_steps_are_updates_of_the_discriminator_alone():
+    counts = {}
+    for steps in (1, 3):
+        model = gan.make_gan(resolved(critic_steps=steps))
+        optimizers = {p.name: optax.adam(1e-3) for p in model.players}
+        state = update.init_state(model, optimizers, jax.random.key(0), batch())
+        advance = update.make_update(model, optimizers, num_steps=4)
+        state, _ = jax.jit(advance)(state, batch(), KEY)
+        counts[steps] = [
+            int(state.opt_state[name][0].count)
+            for name in ("discriminator", "generator")
+        ]
+    assert counts == {1: [1, 1], 3: [3, 1]}
+
+
+def test_beta2_rises_along_a_cosine():
+    train = configs.TrainConfig(
+        steps=100, beta1=0.0, beta2=0.99, beta2_start=0.9, weight_decay=0.0
+    )
+    params = {"kernel": jnp.ones(())}
+    optimizer = configs.make_optimizer(train)
+    state = optimizer.init(params)
+    found = []
+    for _ in range(100):
+        _, state = optimizer.update({"kernel": jnp.ones(())}, state, params)
+        found.append(float(state[1].hyperparams["b2"]))
+    np.testing.assert_allclose(
+        [found[0], found[50], found[99]], [0.9, 0.945, 0.99], atol=1e-3
+    )
+
+
+def test_a_trained_discriminator_approaches_the_log_ratio_of_two_known_flows():
+    """The best discriminator of samples of q against data of p is log p - log q."""
+    p, q = (
+        (1.0, 0.4),
+        (0.8, -0.3),
+    )  # of the first value the scale, of the second the bend
+
+    def log_prob(flow, x):
+        scale, bend = flow
+        z = jnp.stack([x[:, 0] / scale, x[:, 1] - bend * x[:, 0] ** 2], axis=1)
+        return -0.5 * jnp.sum(z**2, axis=1) - jnp.log(scale)
+
+    def drawn(flow, key, num):
+        scale, bend = flow
+        z = jax.random.normal(key, (num, 2)) * jnp.array([[scale, 1.0]])
+        return z.at[:, 1].add(bend * z[:, 0] ** 2)
+
+    net = nets.RowDiscriminator(64, 2)
+    params = net.init(jax.random.key(3), jnp.zeros((1, 2)))["params"]
+    adam = optax.adam(optax.cosine_decay_schedule(5e-3, 1500))
+
+    def loss(params, key):
+        keys = jax.random.split(key)
+        real, fake = drawn(p, keys[0], 512), drawn(q, keys[1], 512)
+        logits = [net.apply({"params": params}, x) for x in (real, fake)]
+        return games.non_saturating(*logits).discriminator.mean()
+
+    @jax.jit
+    def train(params):
+        def step(carry, key):
+            params, state = carry
+            updates, state = adam.update(jax.grad(loss)(params, key), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        keys = jax.random.split(jax.random.key(4), 1500)
+        return jax.lax.scan(step, (params, adam.init(params)), keys)[0][0]
+
+    params = train(params)
+    x = jnp.concatenate([drawn(p, jax.random.key(5), 2000), drawn(q, KEY, 2000)])
+    truth = log_prob(p, x) - log_prob(q, x)
+    found = net.apply({"params": params}, x)
+    assert float(jnp.std(truth)) > 0.5
+    assert float(jnp.mean(jnp.abs(found - truth))) < 0.25  # mostly where neither is
+    # What it pays is log 4 - 2 JSD(p, q) of the truth.
+    real, fake = truth[:2000], truth[2000:]
+    best = games.non_saturating(real, fake).discriminator.mean()
+    reached = games.non_saturating(found[:2000], found[2000:]).discriminator.mean()
+    assert float(best) < float(reached) + 0.01 < float(best) + 0.03
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"critic_steps": 0}, "--critic-steps must be at least 1"),
+        ({"gamma": -1.0}, "--gamma must not be negative"),
+        ({"augment": 1.5}, "probability"),
+        ({"adaptive": True}, "--adaptive needs"),
+        ({"width": 2}, "--width"),
+        ({"net": "dense"}, "--net dense is not for images: residual, dcgan"),
+        ({"conditional": True}, "--conditional needs data with labels"),
+        ({"sampling": gan.Sampling(label=1)}, "--label is for a model"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        resolved(**options)
+
+
+def test_resolve_refuses_what_is_for_other_data():
+    columns = (Column(name="a"), Column(name="b", is_context=True))
+    with pytest.raises(UserError, match="no context columns"):
+        gan.resolve(gan.GANConfig(), (2,), None, None, columns)
+    with pytest.raises(UserError, match="are for images"):
+        gan.resolve(gan.GANConfig(augment=0.3), (1,), None, None, columns[:1])
+    with pytest.raises(UserError, match="takes --transform levels"):
+        gan.resolve(gan.GANConfig(), SHAPE, "binarise")
+    assert dataclasses.is_dataclass(gan.resolve(gan.GANConfig(), SHAPE, None)[0])
+
+
+def test_collapse_needs_all_lines_and_names_the_evidence():
+    healthy = {"samples/diversity": 0.9, "right/pair": 0.8, "loss/generator": 1.0}
+    alike = healthy | {"samples/diversity": 0.02}
+    assert gan.collapse([healthy] * 3) is None
+    assert gan.collapse([alike, alike, healthy]) is None
+    assert "2.0 % of the variance" in gan.collapse([alike] * 3)
+    few = healthy | {"samples/classes": 0.3}
+    assert "30 % of the classes" in gan.collapse([few] * 3)
+    certain = healthy | {"right/pair": 1.0, "loss/generator": 20.0}
+    assert "certain" in gan.collapse([certain] * 3)
