@@ -7,10 +7,7 @@ sampler 98.9 % are. One figure shows data and samples.
 """
 
 import dataclasses
-import functools
-import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,15 +16,13 @@ from matplotlib.figure import Figure
 
 from jaxgen import targets
 from jaxgen._checks import UserError, unknown
-from jaxgen.columns import Column
-from jaxgen.evaluate import modes
+from jaxgen.evaluate import known, modes
 from jaxgen.models import gan
 from jaxgen.train import config as configs
-from jaxgen.train import update
 
 SETS = {"ring": (targets.ring_centres(8, radius=1.0), 0.02)}
 SETS["grid"] = (targets.grid_centres(5, spacing=2.0), 0.05)
-AT_ONCE, NUM_SAMPLES = 50, 10_000
+NUM_SAMPLES = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,41 +47,22 @@ class Options:
 def fit(name: str, seed: int, options: Options) -> tuple[np.ndarray, float]:
     """Samples of the averaged generator, and the seconds that training took."""
     target = targets.gaussians(*SETS[name])
-    x = target.sample(jax.random.key(2**20), 10_000)
-    columns = tuple(
-        Column(name=f"x{i}", mean=float(x[:, i].mean()), deviation=float(x[:, i].std()))
-        for i in range(target.dim)
-    )
+    columns = known.columns(target)
     config, _ = gan.resolve(options.model, (target.dim,), None, None, columns)
-    model = gan.make_gan(config)
     train = configs.TrainConfig(
         steps=options.steps,
         learning_rate=options.learning_rate,
         beta1=0.0,
         beta2_start=0.9,
         weight_decay=0.0,
+        ema_half_life=0.02,
     )
-    optimizers = {p.name: configs.make_optimizer(train) for p in model.players}
-    advance = update.make_update(
-        model, optimizers, num_steps=options.steps, ema_half_life=0.02
+    model = gan.make_gan(config)
+    params, seconds = known.train_on_fresh(
+        model, train, target, batch_size=options.batch_size, seed=seed
     )
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def several(state: Any, key: jax.Array) -> Any:
-        def one(state: Any, _: None) -> tuple[Any, None]:
-            fresh = jax.random.fold_in(key, state.step)
-            batch = {"x": target.sample(fresh, options.batch_size)}
-            return advance(state, batch, key)[0], None
-
-        return jax.lax.scan(one, state, None, AT_ONCE)[0]
-
-    began, key = time.perf_counter(), jax.random.key(seed)
-    state = update.init_state(model, optimizers, key, {"x": x[:100]})
-    for _ in range(options.steps // AT_ONCE):
-        state = several(state, key)
     keys = jax.random.split(jax.random.key(seed + 1), NUM_SAMPLES)
-    samples = model.generate(state.ema, model.prior(keys), keys)
-    return np.asarray(samples), time.perf_counter() - began
+    return np.asarray(model.generate(params, model.prior(keys), keys)), seconds
 
 
 def main() -> None:

@@ -54,7 +54,8 @@ def test_bench_counts_the_flops_of_one_update_whatever_a_dispatch_does(capsys):
 def test_bench_refuses_an_unknown_model_and_option(capsys):
     assert call(capsys, "bench", "vea")[::2] == (
         2,
-        "jaxgen: unknown model 'vea'; did you mean 'vae'? (choose from diffusion, flow, vae)\n",
+        "jaxgen: unknown model 'vea'; did you mean 'vae'? (choose from diffusion, flow, "
+        "gan, vae)\n",
     )
     status, _, err = call(capsys, "bench", "vae", "--repeat", "3")
     assert status == 2

@@ -20,6 +20,7 @@ SHAPE = (8, 8, 1)
 SMALL = {
     "diffusion": {"widths": (8,), "blocks": 1},
     "flow": {"width": 8, "layers": 1, "bins": 4},
+    "gan": {"width": 8, "latent_dim": 4},
 }
 
 

@@ -37,6 +37,7 @@ TINY = {
     "vae": ["--hidden", "8", "--width", "4", "--levels", "2", "--mixture", "1"],
     "diffusion": ["--widths", "8", "--blocks", "1"],
     "flow": ["--width", "8", "--bins", "4", "--depth", "2"],
+    "gan": ["--width", "8"],
 }
 
 
@@ -65,6 +66,8 @@ def family(words):
     """Of the run that a command makes, or needs."""
     if words[:2] == ["train", "flow"] or "rows.csv" in words:
         return "flow"
+    if words[:2] == ["train", "gan"]:
+        return "gan"
     return "diffusion" if OWN & set(words) else "vae"
 
 

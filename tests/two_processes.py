@@ -26,7 +26,7 @@ if __name__ == "__main__":
     # Every model on one of them, and on all of them the one with two players.
     for name in test_parallel.MODELS:
         for label, options in LAYOUTS.items():
-            if name != "gan" and label != "sharded":
+            if name != "linear_gan" and label != "sharded":
                 continue
             layout, state, metrics = test_parallel.train(name, devices=4, **options)
             state = layout.whole(layout.view(state))

@@ -1,4 +1,4 @@
-"""Flows trained on densities that are known, and how far from the truth they end.
+"""Models trained on densities that are known, and how far from the truth flows end.
 
 Data are drawn anew for every step, so nothing can be learnt by heart.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from jaxgen import targets
 from jaxgen.columns import Column
 from jaxgen.models import flow
+from jaxgen.models.base import Model
 from jaxgen.train import config as configs
 from jaxgen.train import update
 
@@ -53,11 +54,6 @@ def fit(
     net: Literal["autoregressive", "coupling"] = "autoregressive",
 ) -> tuple[Any, Any, float]:
     """Trains a flow; the model's config, its averaged parameters, and the seconds."""
-    x = target.sample(jax.random.key(2**20), 10_000)
-    columns = tuple(
-        Column(name=f"x{i}", mean=float(x[:, i].mean()), deviation=float(x[:, i].std()))
-        for i in range(target.dim)
-    )
     config, _ = flow.resolve(
         flow.FlowConfig(
             net=net,
@@ -70,9 +66,8 @@ def fit(
         (target.dim,),
         None,
         None,
-        columns,
+        columns(target),
     )
-    model = flow.make_flow(config)
     train = configs.TrainConfig(
         steps=options.steps,
         optimizer="muon",
@@ -80,30 +75,68 @@ def fit(
         learning_rate=options.learning_rate,
         clip_norm=1.0,
     )
-    optimizers = {"flow": configs.make_optimizer(train)}
-    advance = update.make_update(
-        model, optimizers, num_steps=options.steps, ema_half_life=0.01
+    params, seconds = train_on_fresh(
+        flow.make_flow(config),
+        train,
+        target,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    return config, params, seconds
+
+
+def columns(target: targets.Target) -> tuple[Column, ...]:
+    """Of a table of draws from a density."""
+    x = np.asarray(target.sample(jax.random.key(2**20), 10_000))
+    return tuple(
+        Column(name=f"x{i}", mean=float(x[:, i].mean()), deviation=float(x[:, i].std()))
+        for i in range(target.dim)
     )
 
-    at_once = next(n for n in range(AT_ONCE, 0, -1) if options.steps % n == 0)
+
+def train_on_fresh(
+    model: Model,
+    train: configs.TrainConfig,
+    target: targets.Target,
+    *,
+    batch_size: int,
+    seed: int,
+) -> tuple[Any, float]:
+    """The averaged parameters after training on draws that are fresh at every step.
+
+    Args:
+        model: Of rows of the target.
+        train: Steps, optimizer and average.
+        target: What is drawn from.
+        batch_size: Examples a step.
+        seed: Of everything.
+
+    Returns:
+        The parameters, and the seconds that it took with compiling.
+    """
+    optimizers = {p.name: configs.make_optimizer(train) for p in model.players}
+    advance = update.make_update(
+        model, optimizers, num_steps=train.steps, ema_half_life=train.ema_half_life
+    )
+    at_once = next(n for n in range(AT_ONCE, 0, -1) if train.steps % n == 0)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def several(state: Any, key: jax.Array) -> Any:
         def one(state: Any, _: None) -> tuple[Any, None]:
             fresh = jax.random.fold_in(key, state.step)
-            batch = {"x": target.sample(fresh, options.batch_size)}
+            batch = {"x": target.sample(fresh, batch_size)}
             return advance(state, batch, key)[0], None
 
         return jax.lax.scan(one, state, None, at_once)[0]
 
-    began, key = time.perf_counter(), jax.random.key(options.seed)
+    began, key = time.perf_counter(), jax.random.key(seed)
     state = jax.jit(functools.partial(update.init_state, model, optimizers))(
-        key, {"x": x[:1000]}
+        key, {"x": target.sample(jax.random.key(2**20), 1000)}
     )
-    for _ in range(options.steps // at_once):
+    for _ in range(train.steps // at_once):
         state = several(state, key)
     jax.block_until_ready(state)
-    return config, state.ema, time.perf_counter() - began
+    return state.ema, time.perf_counter() - began
 
 
 def distance(target: targets.Target, config: Any, params: Any) -> dict[str, float]:
