@@ -49,13 +49,10 @@ def fit(name: str, seed: int, options: Options) -> tuple[np.ndarray, float]:
     target = targets.gaussians(*SETS[name])
     columns = known.columns(target)
     config, _ = gan.resolve(options.model, (target.dim,), None, None, columns)
-    train = configs.TrainConfig(
+    train = dataclasses.replace(
+        configs.default("gan").train,
         steps=options.steps,
         learning_rate=options.learning_rate,
-        beta1=0.0,
-        beta2_start=0.9,
-        weight_decay=0.0,
-        ema_half_life=0.02,
     )
     model = gan.make_gan(config)
     params, seconds = known.train_on_fresh(

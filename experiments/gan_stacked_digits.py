@@ -8,22 +8,16 @@ how many of the 1000 modes its samples have by a classifier of single digits, an
 reverse KL of their shares (0.0195 nats for a perfect sampler at 25,600 samples).
 """
 
+import dataclasses
+
 from jaxgen.cli import experiment
 from jaxgen.data import DataConfig
 from jaxgen.models.gan import GANConfig
-from jaxgen.train.config import TrainConfig
+from jaxgen.train import config as configs
 
 MODEL = GANConfig()
 DATA = DataConfig(name="stacked:digits")
-TRAIN = TrainConfig(
-    steps=10_000,
-    batch_size=64,
-    learning_rate=1e-3,
-    beta1=0.0,
-    beta2_start=0.9,
-    weight_decay=0.0,
-    ema_half_life=0.02,
-)
+TRAIN = dataclasses.replace(configs.default("gan").train, steps=10_000)
 
 
 def main() -> None:
