@@ -12,6 +12,7 @@ NETS = {
     "vae": ("mlp", "conv"),
     "diffusion": ("unet", "transformer"),
     "flow": ("tarflow", "jet", "glow"),
+    "gan": ("residual", "dcgan"),
 }
 PAIRS = [(family, net) for family in models.FAMILIES for net in NETS[family]]
 

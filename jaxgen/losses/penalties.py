@@ -51,7 +51,8 @@ def logits_and_slopes(
 
 def squared_slope(critic: Critic, x: Examples) -> PerExample:
     """The second part of `logits_and_slopes`."""
-    return logits_and_slopes(critic, x)[1]
+    check_uncoupled("squared_slope", critic, x)
+    return logits_and_slopes(critic, x, checked=False)[1]
 
 
 def estimated_squared_slope(

@@ -82,6 +82,7 @@ FAMILIES = {
                 "beta2_start": 0.9,
                 "weight_decay": 0.0,
                 "ema_half_life": 0.02,
+                "patience": 0,  # no loss of two players tells when a model is best
             }
         ),
         takes_tables=True,

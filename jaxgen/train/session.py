@@ -85,8 +85,7 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     if train.init_from is not None:
         train = dataclasses.replace(train, init_from=_absolute(train.init_from))
     if train.patience is None:
-        is_alone = len(family.make(model).players) == 1
-        patience = TABLE_PATIENCE * (dataset.columns is not None and is_alone)
+        patience = 0 if dataset.columns is None else TABLE_PATIENCE
         train = dataclasses.replace(train, patience=patience)
     return dataclasses.replace(config, model=model, data=data, train=train)
 
