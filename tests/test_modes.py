@@ -95,7 +95,9 @@ def test_judge_counts_the_modes_of_all_channels():
 
 
 @pytest.mark.slow
-def test_a_gan_of_stacked_digits_is_trained_and_judged(tmp_path, capsys):
+def test_a_gan_of_stacked_digits_is_trained_and_judged(tmp_path, capsys, monkeypatch):
+    brief = classifier.Recipe(num_steps=100, channels=(8, 8, 8), hidden=16)
+    monkeypatch.setattr(classifier, "Recipe", lambda: brief)
     argv = ["train", "gan", "--data", "stacked:digits", "--width", "8", "--steps", "20"]
     run = tmp_path / "run"
     code, _, err = call(capsys, *argv, "--batch-size", "16", "--out", run)
