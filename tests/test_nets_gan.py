@@ -93,6 +93,17 @@ def test_discriminators_judge_each_example_by_itself(name):
 
 
 @pytest.mark.parametrize("name", ["residual", "dcgan"])
+def test_generators_make_each_example_by_itself(name):
+    net = pair(name, (8, 8, 1), 0)[0]
+    z = jax.random.normal(jax.random.key(2), (3, 5))
+    params = filled(net, z)
+    whole = net.apply({"params": params}, z)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+    alone = net.apply({"params": params}, z[1:2])
+    np.testing.assert_allclose(alone, whole[1:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["residual", "dcgan"])
 def test_both_networks_hear_the_class(name):
     generator, discriminator = pair(name, (5, 6, 1), 3)
     z, label = jnp.ones((3, 5)), jnp.arange(3)
