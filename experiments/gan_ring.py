@@ -33,9 +33,9 @@ class Options:
     """Which sets."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """A run each."""
-    steps: int = 5000
+    steps: int = 8500
     """Updates of each player."""
-    batch_size: int = 256
+    batch_size: int = 192
     """Fresh examples an update."""
     learning_rate: float = 5e-3
     """Peak learning rate."""

@@ -17,7 +17,7 @@ from jaxgen.train import config as configs
 
 MODEL = GANConfig()
 DATA = DataConfig(name="stacked:digits")
-TRAIN = dataclasses.replace(configs.default("gan").train, steps=10_000)
+TRAIN = dataclasses.replace(configs.default("gan").train, steps=16_000)
 
 
 def main() -> None:

@@ -108,6 +108,15 @@ def check_finite_options(config: Any) -> None:
             raise UserError(f"--{flag} must be a finite number, got {value}")
 
 
+def check_at_least(config: Any, least: int, *names: str) -> None:
+    """Raises UserError for an option of a dataclass that is below; None is not."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} must be at least {least}, got {value}")
+
+
 def check_class_options(config: Any) -> None:
     """Raises UserError where a model samples by classes that it does not know."""
     sampling, num = config.sampling, config.num_classes

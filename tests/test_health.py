@@ -1,6 +1,7 @@
 """Collapses: seen, told, gone back from, and refused where there is nothing to see."""
 
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,20 @@ def test_a_run_that_went_back_continues_bit_for_bit(toy, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_signal_that_meets_a_collapse_still_ends_the_training(
+    toy, tmp_path, monkeypatch
+):
+    run, dataset = begun(tmp_path / "run", on_collapse="rollback")
+    met = health.Collapse(step=8, healthy=4, evidence="as planted")
+    outcomes = [loop.Outcome(8, 8, signal.SIGTERM, met)]
+    monkeypatch.setattr(loop, "_train_once", lambda *a, **k: outcomes.pop())
+    outcome = loop.train([run], dataset)
+    assert (outcome.step, outcome.signal) == (0, signal.SIGTERM)
+    assert health.rollbacks(run.folder.path) == [
+        {"from": 8, "to": 0, "evidence": "as planted"}
+    ]
+
+
 def test_going_back_ends_after_three_times(toy, tmp_path):
     run, dataset = begun(
         tmp_path / "run", on_collapse="rollback", steps=400, log_every=2
@@ -168,7 +183,10 @@ def test_what_cannot_be_watched_is_refused(tmp_path, capsys):
     grey = data.ArraySource(np.full((9, 8, 8, 1), 7, np.uint8))
     with pytest.raises(UserError, match="are alike"):
         health.check(watched, 1, dataset._replace(train=grey))
-    health.check(run.session, 2, dataset._replace(train=grey))
+    with pytest.raises(UserError, match="vae is not watched"):
+        health.check(run.session, 1, dataset)
+    told, _ = begun(tmp_path / "told")
+    health.check(told.session, 2, dataset._replace(train=grey))
     out = tmp_path / "out"
     code, _, err = call(capsys, "train", "gan", "--batch-size", "1", "--out", out)
     assert (code, "--batch-size 1: gan learns nothing" in err) == (2, True)
@@ -176,4 +194,15 @@ def test_what_cannot_be_watched_is_refused(tmp_path, capsys):
     assert (code, "several players" in err) == (2, True)
     code, _, err = call(capsys, "train", "gan", "--batch-size", "4000", "--out", out)
     assert (code, "4,000" in err or "4000" in err) == (2, True)
+    argv = ("train", "vae", "--on-collapse", "stop", "--out", out)
+    code, _, err = call(capsys, *argv)
+    assert (code, "vae is not watched for collapses" in err) == (2, True)
     assert not out.exists()
+
+
+def test_a_penalty_beyond_float32_stops_the_run_at_its_player(tmp_path, capsys):
+    argv = ["train", "gan", "--width", "8", "--steps", "4", "--batch-size", "16"]
+    code, _, err = call(capsys, *argv, "--gamma", "1e36", "--out", tmp_path / "run")
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if "not finite" in line]
+    assert "gradient of discriminator" in line

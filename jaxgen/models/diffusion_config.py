@@ -5,7 +5,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxgen._checks import UserError, check_class_options, check_finite_options
+from jaxgen._checks import (
+    UserError,
+    check_at_least,
+    check_class_options,
+    check_finite_options,
+)
 from jaxgen.nets.transformer import check_sides
 
 Schedule = Literal["edm", "rectified_flow", "cosine", "ddpm", "ve"]
@@ -45,11 +50,7 @@ class Sampling:
 
     def __post_init__(self):
         check_finite_options(self)
-        for name in ("num_steps", "ode_steps", "probes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must be at least 1, got {value}")
+        check_at_least(self, 1, "num_steps", "ode_steps", "probes")
         if self.ode_steps % 2:
             raise UserError(
                 f"--ode-steps must be even, for its error estimate, got {self.ode_steps}"
@@ -116,10 +117,7 @@ class DiffusionConfig:
         widths = (self.width,) if self.widths is None else self.widths
         if min((*widths, self.width), default=0) < 4 or not widths:
             raise UserError(f"--widths and --width must be at least 4, got {widths}")
-        for name in ("blocks", "depth", "patch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}")
+        check_at_least(self, 1, "blocks", "depth", "patch")
         if self.net == "transformer" and self.depth % 2:
             raise UserError(f"--depth must be even, for the skips, got {self.depth}")
         if self.noise_std <= 0:

@@ -8,6 +8,7 @@ import tyro
 
 from jaxgen._checks import (
     UserError,
+    check_at_least,
     check_class_options,
     check_finite_options,
     unknown,
@@ -101,12 +102,8 @@ class FlowConfig:
 
     def __post_init__(self):
         check_finite_options(self)
-        for name in ("depth", "layers", "patch", "bins"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}")
-        if self.width is not None and self.width < 4:
-            raise UserError(f"--width must be at least 4, got {self.width}")
+        check_at_least(self, 1, "depth", "layers", "patch", "bins")
+        check_at_least(self, 4, "width")
         if self.waves is not None and self.waves < 0:
             raise UserError(f"--waves must not be negative, got {self.waves}")
         if self.noise < 0:

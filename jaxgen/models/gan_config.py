@@ -5,7 +5,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgen._checks import UserError, check_class_options, check_finite_options
+from jaxgen._checks import (
+    UserError,
+    check_at_least,
+    check_class_options,
+    check_finite_options,
+)
 from jaxgen.columns import Column
 
 IMAGE_NETS = ("residual", "dcgan")
@@ -30,9 +35,9 @@ class GANConfig:
     latent_dim: int | None = None
     """Size of z; by default 64, and the number of columns for tables."""
     width: int | None = None
-    """Channels of the largest stage; by default 32, and 64 for tables."""
+    """Channels of the largest stage; by default 32, and 48 for tables."""
     blocks: int | None = None
-    """Residual blocks a stage; by default 1, and 3 for tables."""
+    """Residual blocks a stage; by default 1, and 5 for tables."""
     patch: int | None = None
     """Side of the squares of pixels that become one in the residual networks; by default
     1 up to 16 pixels, 2 above."""
@@ -74,13 +79,8 @@ class GANConfig:
 
     def __post_init__(self):
         check_finite_options(self)
-        for name in ("latent_dim", "blocks", "patch", "critic_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must be at least 1, got {value}")
-        if self.width is not None and self.width < 4:
-            raise UserError(f"--width must be at least 4, got {self.width}")
+        check_at_least(self, 1, "latent_dim", "blocks", "patch", "critic_steps")
+        check_at_least(self, 4, "width")
         for name in ("gamma", "gamma_decay"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -127,8 +127,8 @@ def resolve(
         config,
         net=net,
         latent_dim=config.latent_dim or (len(columns or ()) or 64),
-        width=config.width or (64 if is_table else 32),
-        blocks=config.blocks or (3 if is_table else 1),
+        width=config.width or (48 if is_table else 32),
+        blocks=config.blocks or (5 if is_table else 1),
         patch=config.patch or (1 if small else 2),
         gamma=gamma if config.gamma is None else config.gamma,
         gamma_decay=decay if config.gamma_decay is None else config.gamma_decay,

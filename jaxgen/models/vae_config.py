@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxgen._checks import UserError, check_finite_options
+from jaxgen._checks import UserError, check_at_least, check_finite_options
 
 TRANSFORM_OF = {
     "bernoulli": "binarise",
@@ -64,19 +64,16 @@ class VAEConfig:
             raise UserError(f"--hidden must be widths of at least 1, got {self.hidden}")
         if self.levels > 8:
             raise UserError(f"--levels must be at most 8, got {self.levels}")
-        for name in (
+        check_at_least(
+            self,
+            1,
             "latent_dim",
             "width",
             "levels",
             "blocks",
             "mixture",
             "num_importance",
-        ):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise UserError(
-                    f"--{flag} must be at least 1, got {getattr(self, name)}"
-                )
+        )
         if self.sigma_value <= 0 or self.beta < 0 or self.free_bits < 0:
             raise UserError(
                 "--sigma-value must be positive, --beta and --free-bits >= 0"

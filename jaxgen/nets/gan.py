@@ -164,8 +164,8 @@ class RowGenerator(nn.Module):
     """`(z [B, L], label None) -> [B, D]` by residual dense blocks."""
 
     num_values: int
-    width: int = 64
-    num_blocks: int = 3
+    width: int = 48
+    num_blocks: int = 5
 
     @nn.compact
     def __call__(self, z: Array, label: Array | None = None) -> Array:
@@ -178,8 +178,8 @@ class RowGenerator(nn.Module):
 class RowDiscriminator(nn.Module):
     """`(x [B, D], label None) -> logits [B]`."""
 
-    width: int = 64
-    num_blocks: int = 3
+    width: int = 48
+    num_blocks: int = 5
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None) -> Array:

@@ -124,19 +124,13 @@ class Checkpoints:
     def drop_after(self, step: int) -> int:
         """Removes what was saved after a step; the newest that is left, or 0.
 
-        All processes call it alike.
+        Only one process may ask, after all have waited.
         """
-        self.wait()
-
-        def drop() -> str:
-            left = 0
-            for saved in steps(self._directory):
-                if saved > step:
-                    shutil.rmtree(self._directory / str(saved))
-                left = max(left, saved * (saved <= step))
-            return str(left)
-
-        return int(processes.from_first(drop))
+        found = steps(self._directory)
+        for saved in found:
+            if saved > step:
+                shutil.rmtree(self._directory / str(saved))
+        return max((saved for saved in found if saved <= step), default=0)
 
     def read(self, step: int, abstract_state: Any) -> Any:
         """The state of a step that `newest` has named; every process reads its part.

@@ -102,13 +102,20 @@ class Watch:
 
 
 def check(session: Any, num_runs: int, dataset: data.Dataset) -> None:
-    """Raises UserError where a model that can collapse has nothing to be trained on.
+    """Raises UserError where a collapse is to be seen to that cannot be.
 
-    Also where several runs are to go back, which they can only do one by one.
+    Of a model that is not watched; of several runs, which can only go back one by one; of
+    data that are all alike.
     """
+    asked = session.config.train.on_collapse
     if session.model.collapse is None:
+        if asked != "tell":
+            raise UserError(
+                f"--on-collapse {asked}: {session.config.family} is not watched for "
+                "collapses; leave it out"
+            )
         return
-    if session.config.train.on_collapse != "tell" and num_runs > 1:
+    if asked != "tell" and num_runs > 1:
         raise UserError(
             "--on-collapse stop and rollback are for one run at a time, not --num-seeds"
         )
@@ -182,13 +189,18 @@ def tell(collapsed: Collapse) -> None:
     )
 
 
-def go_back(run: Any, checkpoints: Any, collapsed: Collapse) -> None:
+def go_back(run: Any, checkpoints: Any, collapsed: Collapse) -> int:
     """Leaves a run where it was healthy, to go on with half the learning rate.
+
+    All processes call it alike; the first one writes before any of them goes on.
 
     Args:
         run: The run.
         checkpoints: Its `Checkpoints`; those of the collapse are removed.
         collapsed: What was seen.
+
+    Returns:
+        The step from which it goes on.
 
     Raises:
         CollapseError: if it is to stop, or has gone back too often.
@@ -205,14 +217,20 @@ def go_back(run: Any, checkpoints: Any, collapsed: Collapse) -> None:
             f"went back: {collapsed.evidence}"
         )
     checkpoints.wait()
-    to = checkpoints.drop_after(collapsed.healthy)
-    record = {"from": collapsed.step, "to": to, "evidence": collapsed.evidence}
-    text = json.dumps([*done, record], indent=1) + "\n"
-    rundir.write_text(run.folder.path / "rollbacks.json", text)
+
+    def act() -> str:
+        to = checkpoints.drop_after(collapsed.healthy)
+        record = {"from": collapsed.step, "to": to, "evidence": collapsed.evidence}
+        text = json.dumps([*done, record], indent=1) + "\n"
+        rundir.write_text(run.folder.path / "rollbacks.json", text)
+        return str(to)
+
+    to = int(processes.from_first(act))
     say(
         f"step {collapsed.step:,}: collapse: {collapsed.evidence}; back to step {to:,}, "
-        f"with half the learning rate"
+        "with half the learning rate"
     )
+    return to
 
 
 def _references(dataset: data.Dataset) -> dict[str, Any]:

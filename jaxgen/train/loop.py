@@ -82,7 +82,9 @@ def train(
                 each.wait()
             if outcome.collapse is None:
                 return outcome
-            health.go_back(runs[0], checkpoints[0], outcome.collapse)
+            step = health.go_back(runs[0], checkpoints[0], outcome.collapse)
+            if outcome.signal is not None:
+                return outcome._replace(step=step)
 
 
 def _train_once(
