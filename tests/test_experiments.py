@@ -32,6 +32,9 @@ NARROW = {
     "diffusion_digits": "--widths 8 8 --blocks 1 --num-steps 2",
     "flow_digits": "--width 16",
     "flow_mnist": "--data digits --width 16",
+    "gan_cifar10": "--data digits --width 8 --blocks 1 --compute float32",
+    "gan_mnist": "--width 8",
+    "gan_stacked_mnist": "--data stacked:digits --width 8",
     "gan_stacked_digits": "--data stacked:digits --width 8",
 }
 

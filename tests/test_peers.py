@@ -169,7 +169,7 @@ def test_table_has_a_line_for_every_side(ratios):
 @pytest.mark.skipif(
     bool(EXTRA), reason=f"{' and '.join(EXTRA)}: the extra `peers` is not installed"
 )
-@pytest.mark.parametrize("case", ["mlp", "conv", "unet"])
+@pytest.mark.parametrize("case", ["mlp", "conv", "unet", "gan-residual", "gan-dcgan"])
 def test_peers_compare_the_same_model_at_smoke_size(case, tmp_path):
     out = tmp_path / "peers.json"
     argv = [sys.executable, FOLDER, case, "--smoke", "--rounds", "2", "--out", out]
@@ -184,7 +184,7 @@ def test_peers_compare_the_same_model_at_smoke_size(case, tmp_path):
         np.testing.assert_allclose(
             result["losses"][side], result["losses"]["jaxgen"], rtol=1e-3
         )
-        assert len(set(result["losses"][side])) == 3
+        assert len(set(result["losses"][side])) == (6 if "gan" in case else 3)
 
 
 @pytest.mark.slow

@@ -65,7 +65,14 @@ FAMILIES = {
         flow.FlowConfig,
         flow.resolve,
         flow.make_flow,
-        MappingProxyType({"optimizer": "muon", "schedule": "linear", "clip_norm": 1.0}),
+        MappingProxyType(
+            {
+                "batch_size": 64,
+                "optimizer": "muon",
+                "schedule": "linear",
+                "clip_norm": 1.0,
+            }
+        ),
         takes_tables=True,
     ),
     "gan": Family(

@@ -18,7 +18,9 @@ class Case:
 
     Attributes:
         net: Dense or convolutional VAE (Bernoulli, one sample, analytic KL), a bare
-            U-Net with mean squared loss, or each library's own diffusion U-Net.
+            U-Net with mean squared loss, each library's own diffusion U-Net, or a GAN
+            of residual networks or DCGAN (relativistic game, R1 and R2): an update is
+            one of both players.
         widths: Of the dense layers; of the first convolutional level; of each level.
         image_size: To which scikit-learn's digits are resized.
         channels: Of the images.
@@ -33,7 +35,7 @@ class Case:
         devices: As which jaxgen counts the CPU and shares the batch over.
     """
 
-    net: Literal["mlp", "conv", "unet", "diffusion"]
+    net: Literal["mlp", "conv", "unet", "diffusion", "residual", "dcgan"]
     widths: tuple[int, ...]
     image_size: int
     channels: int = 1
@@ -51,12 +53,12 @@ class Case:
         """How uint8 becomes numbers, in the step; ddp and diffusers take levels."""
         if self.net == "diffusion":
             return "dequantise"
-        return "levels" if self.net == "unet" else "static"
+        return "static" if self.net in ("mlp", "conv") else "levels"
 
     def module(self, side: str) -> str:
         """Where the side's code stands."""
-        kind = "diffusion" if self.net == "diffusion" else "side"
-        return f"{'jax' if side == 'jaxgen' else 'torch'}_{kind}"
+        kind = {"diffusion": "diffusion", "residual": "gan", "dcgan": "gan"}
+        return f"{'jax' if side == 'jaxgen' else 'torch'}_{kind.get(self.net, 'side')}"
 
 
 CASES: dict[str, Case | FlowCase] = {
@@ -94,6 +96,22 @@ CASES: dict[str, Case | FlowCase] = {
         sides=("jaxgen", "diffusers", "diffusers-compiled"),
         parameters_apart=0.11,
     ),
+    "gan-residual": Case(
+        net="residual",
+        widths=(32,),
+        image_size=32,
+        channels=3,
+        batch_size=64,
+        latent_dim=64,
+    ),
+    "gan-dcgan": Case(
+        net="dcgan",
+        widths=(32,),
+        image_size=32,
+        channels=3,
+        batch_size=64,
+        latent_dim=64,
+    ),
     **FLOW_CASES,
 }
 
@@ -107,9 +125,11 @@ def case(name: str, *, smoke: bool, devices: int = 1) -> Case | FlowCase:
         return full.small()
     if full.net == "diffusion":  # the numbers of parameters are compared
         return dataclasses.replace(full, batch_size=2)
-    return dataclasses.replace(
-        full, widths=tuple(8 for _ in full.widths), image_size=8, batch_size=8
-    )
+    widths = tuple(8 for _ in full.widths)
+    size = (
+        16 if full.net in ("residual", "dcgan") else 8
+    )  # two stages and more of a GAN
+    return dataclasses.replace(full, widths=widths, image_size=size, batch_size=8)
 
 
 def noise() -> np.ndarray:

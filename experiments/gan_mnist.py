@@ -1,0 +1,27 @@
+"""A GAN of MNIST: legible digits, drawn in one pass, on a CPU in under half an hour.
+
+    python experiments/gan_mnist.py --data-dir DIR [--seed 1]
+    jaxgen evaluate RUN --judge 2000
+
+`evaluate` tells the share of the samples that a classifier is sure of, and of each class.
+"""
+
+import dataclasses
+
+from jaxgen.cli import experiment
+from jaxgen.data import DataConfig
+from jaxgen.models.gan import GANConfig
+from jaxgen.train import config as configs
+
+MODEL = GANConfig()
+DATA = DataConfig(name="mnist")
+TRAIN = dataclasses.replace(configs.default("gan").train, steps=10_000)
+
+
+def main() -> None:
+    """`jaxgen train gan` with these defaults; every flag of it is taken."""
+    experiment("gan", model=MODEL, data=DATA, train=TRAIN)
+
+
+if __name__ == "__main__":
+    main()
