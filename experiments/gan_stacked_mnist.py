@@ -15,7 +15,7 @@ from jaxgen.data import DataConfig
 from jaxgen.models.gan import GANConfig
 from jaxgen.train import config as configs
 
-MODEL = GANConfig(width=64)
+MODEL = GANConfig(patch=2)
 DATA = DataConfig(name="stacked:mnist")
 TRAIN = dataclasses.replace(configs.default("gan").train, steps=50_000, batch_size=128)
 

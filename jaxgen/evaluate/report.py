@@ -331,7 +331,7 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
     train = "Train on, with twice the patience" if stopped_early else train
     commands = {
         train: ["train", config.family, *words, "--out", folder],
-        "Draw other images": ["sample", folder, "--num", "64", "--seed", "1"],
+        "Draw other samples": ["sample", folder, "--num", "64", "--seed", "1"],
         "Judge it on the whole test split": ["evaluate", folder],
     }
     return "\n".join(

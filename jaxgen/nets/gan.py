@@ -43,9 +43,9 @@ class ResidualGenerator(nn.Module):
     """
 
     shape: tuple[int, int, int]
-    width: int = 32
-    num_blocks: int = 1
-    patch: int = 1
+    width: int = 96
+    num_blocks: int = 2
+    patch: int = 2
     num_classes: int = 0
 
     @nn.compact
@@ -73,9 +73,9 @@ class ResidualDiscriminator(nn.Module):
     Attributes are those of `ResidualGenerator`.
     """
 
-    width: int = 32
-    num_blocks: int = 1
-    patch: int = 1
+    width: int = 96
+    num_blocks: int = 2
+    patch: int = 2
     num_classes: int = 0
 
     @nn.compact
