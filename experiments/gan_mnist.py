@@ -13,9 +13,9 @@ from jaxgen.data import DataConfig
 from jaxgen.models.gan import GANConfig
 from jaxgen.train import config as configs
 
-MODEL = GANConfig()
+MODEL = GANConfig(width=64)
 DATA = DataConfig(name="mnist")
-TRAIN = dataclasses.replace(configs.default("gan").train, steps=10_000)
+TRAIN = dataclasses.replace(configs.default("gan").train, steps=12_000)
 
 
 def main() -> None:
