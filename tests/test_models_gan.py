@@ -18,11 +18,12 @@ from jaxgen.train import config as configs
 from jaxgen.train import update
 
 SHAPE = (4, 4, 1)
+SMALL = {"width": 8, "blocks": 1, "patch": 1, "latent_dim": 4}
 KEY = jax.random.key(3)
 
 
 def resolved(shape=SHAPE, num_classes=None, **options):
-    config = gan.GANConfig(**{"width": 8, "latent_dim": 4, **options})
+    config = gan.GANConfig(**SMALL, **options)
     return gan.resolve(config, shape, None, num_classes)[0]
 
 
@@ -100,9 +101,9 @@ def test_penalties_add_up_and_fall_along_a_cosine():
 
     np.testing.assert_allclose(price("r1") + price("r2"), price("r1r2"), rtol=1e-5)
     aux = paid(0, penalty="r1")[1].metrics
-    # gamma 1e-4 for each of 16 numbers, half of it times the squared slope.
+    # gamma 0.03 for each of 16 numbers, half of it times the squared slope.
     np.testing.assert_allclose(
-        aux["penalty"], 0.5 * 16e-4 * aux["slope/real"] ** 2, rtol=1e-5
+        aux["penalty"], 0.5 * 16 * 0.03 * aux["slope/real"] ** 2, rtol=1e-5
     )
     np.testing.assert_allclose(price("r1r2", 1.0), 0.1 * price("r1r2"), rtol=1e-5)
     np.testing.assert_allclose(price("r1r2", 0.5), 0.55 * price("r1r2"), rtol=1e-5)
