@@ -26,7 +26,9 @@ from jaxgen.evaluate import classifier, judgement
 from jaxgen.train import (
     assembly,
     checkpoint,
+    expost,
     health,
+    latents,
     loop,
     medium,
     parallel,
@@ -55,6 +57,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     _check_seed(config.train.seed + options.num_seeds - 1)
     processes.start(launch)
     parallel.count_cpu_as(config.train.devices)
+    latents.ensure(config.data)
     opened = data.open_dataset(config.data)
     resolved = session.resolve(config, opened)
     dataset = data.with_validation(opened, resolved.train.patience)
@@ -172,7 +175,7 @@ def sample(options: Any, sampling: Any = None) -> int:
         raise UserError(f"--out must end in {endings} for {shown.unit}, got {out}")
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
-    loaded = session.load(options.run, sampling, ema_width=options.ema_width)
+    loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
     for note in loaded.notes:
         say(note)
     draw = assembly.Sampler(loaded)
@@ -265,10 +268,11 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     if options.judge < 0:
         raise UserError(f"--judge must be 0 (none) or more, got {options.judge}")
     _check_seed(options.seed)
-    loaded = session.load(options.run, sampling, ema_width=options.ema_width)
+    loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
     config = loaded.config.data
     if options.data_dir is not None:
         config = dataclasses.replace(config, data_dir=options.data_dir)
+    latents.ensure(config)
     dataset = data.open_dataset(config)
     if tuple(dataset.shape) != tuple(loaded.config.model.shape):
         raise UserError(

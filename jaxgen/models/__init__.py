@@ -99,6 +99,7 @@ FAMILIES = {
         vae.VAEConfig,
         vae.resolve,
         vae.make_vae,
+        takes_tables=True,
     ),
 }
 
