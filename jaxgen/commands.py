@@ -63,7 +63,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     dataset = data.with_validation(opened, resolved.train.patience)
     for note in dataset.notes:
         say(note)
-    data.check_batch_size(dataset.train, config.train.batch_size)
+    data.check_batch_size(dataset.train, resolved.train.batch_size)
     bound = [
         session.bind(_with_seed(resolved, config.train.seed + i))
         for i in range(options.num_seeds)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flows import randomised
 
-from jaxgen import models
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.models import flow
@@ -352,7 +351,3 @@ def test_odd_sizes_have_a_flow(shape, net):
     params, _ = jax.eval_shape(model.init, KEY, {"x": jnp.zeros((2, *shape))})
     z = jax.eval_shape(model.encode, params, jnp.zeros((2, *shape)), keys_of(2))
     assert z.shape == (2, *shape)
-
-
-def test_the_family_is_registered():
-    assert models.FAMILIES["flow"].takes_tables

@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import integrate, special, stats
 
-from jaxgen import models
+from jaxgen import annealing, likelihoods
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.models import vae
@@ -134,6 +134,20 @@ def test_importance_sampling_and_the_objective_know_the_vamp_prior():
     )
     error = 4 * np.asarray(result.standard_error) + 1e-3
     assert np.all(np.abs(result.nats - exact) < error)
+
+    def annealed(z):
+        logits = vae.decode(config, params["vae"], z)
+        ratio = vae.log_prior(config, params["vae"], z)
+        ratio -= jnp.sum(-0.5 * jnp.square(z) - 0.5 * np.log(2 * np.pi), axis=1)
+        return ratio + likelihoods.bernoulli_log_prob(x, logits)
+
+    result = jax.jit(
+        lambda keys: annealing.annealed_importance(
+            annealed, keys, latent_shape=(1,), num_chains=200, num_temperatures=50
+        )
+    )(keys)
+    error = 4 * np.asarray(result.standard_error) + 1e-3
+    assert np.all(np.abs(result.log_likelihood - exact) < error)
     mu, log_var = vae.encode(config, params["vae"], x)
     density = stats.norm(np.float64(mu), np.exp(0.5 * np.float64(log_var)))
     log_q = density.logpdf(np.asarray(z[:, 0])[None])
@@ -263,7 +277,6 @@ def test_resolve_refuses_what_does_not_fit_the_data():
     given = (*COLUMNS, Column(name="c", is_context=True))
     with pytest.raises(UserError, match="no context columns"):
         bound((3,), given)
-    assert models.FAMILIES["vae"].takes_tables
 
 
 def test_geco_computes_sigma_and_starts_where_it_is_allowed():

@@ -32,7 +32,6 @@ class Family(NamedTuple):
             labels, `columns` where they are no table.
         make: `resolved config -> Model`.
         training: Where its defaults of training differ from those of `TrainConfig`.
-        takes_tables: Whether it models the rows of a table too, not images alone.
     """
 
     summary: str
@@ -40,7 +39,6 @@ class Family(NamedTuple):
     resolve: Callable[..., tuple[Any, str]]
     make: Callable[[Any], Model]
     training: Mapping[str, Any] = MappingProxyType({})
-    takes_tables: bool = False
 
 
 FAMILIES = {
@@ -73,7 +71,6 @@ FAMILIES = {
                 "clip_norm": 1.0,
             }
         ),
-        takes_tables=True,
     ),
     "gan": Family(
         "generative adversarial network: generator against discriminator, alternately",
@@ -92,14 +89,12 @@ FAMILIES = {
                 "patience": 0,  # no loss of two players tells when a model is best
             }
         ),
-        takes_tables=True,
     ),
     "vae": Family(
         "variational autoencoder: compressive latent, trained by a lower bound",
         vae.VAEConfig,
         vae.resolve,
         vae.make_vae,
-        takes_tables=True,
     ),
 }
 

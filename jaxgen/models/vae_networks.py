@@ -16,13 +16,16 @@ from jaxgen.models.base import Batch
 from jaxgen.models.vae_config import VAEConfig
 from jaxgen.nets import coders
 
+SPREAD = 2**31 - 1  # what an example's key is folded with for its rounded values
+
 
 def to_inside(config: VAEConfig, x: Array, keys: Array) -> tuple[Array, Array]:
     """Data as a batch has them, inside, and the log-determinant of the way, `[B]`."""
     if config.columns is None:
         return x, bijectors.no_change(x)
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, SPREAD)  # not those of z
     x, log_det = columns.to_line(config.columns).to_latent(
-        (), columns.spread(config.columns, x, keys)
+        (), columns.spread(config.columns, x, own)
     )
     return x[:, None, None], log_det
 
@@ -77,7 +80,11 @@ def prior(config: VAEConfig, params: Any, keys: Array) -> Array:
 
 
 def log_prior(config: VAEConfig, params: Any, z: Array) -> Array:
-    """Log P(z) in nats, `[..., L] -> [...]`; annealing to a posterior starts from it."""
+    """Log P(z) in nats, `[..., L] -> [...]`.
+
+    `jaxgen.annealing` starts from N(0, I): give it log p(x given z) + log_prior(z) - log
+    N(z; 0, I) in place of log p(x given z), and it is right for a VampPrior too.
+    """
     flat = z.reshape(-1, z.shape[-1])
     if config.prior == "normal":
         zeros = jnp.zeros_like(flat)
