@@ -32,9 +32,10 @@ class Sampling:
 
     def __post_init__(self):
         check_at_least(self, 1, "components")
-        if self.prior_run is not None and self.ex_post != "none":
+        num = (self.prior_run is not None) + (self.ex_post != "none")
+        if num > 1:
             raise UserError("--prior-run and --ex-post: z is drawn from one of them")
-        if self.renormalise and self == Sampling(renormalise=True):
+        if self.renormalise and not num:
             raise UserError("--renormalise goes with --ex-post or --prior-run")
 
 

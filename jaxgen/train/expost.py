@@ -186,8 +186,8 @@ def _read(path: Path, digest: str) -> mixtures.Mixture | None:
 def _of_run(loaded: session.Loaded, path: Path) -> Prior:
     """The samples of a run that was trained on this run's latents."""
     other = session.load(path)
-    name, folder = other.config.data.name, loaded.run.path.absolute()
-    if not name.startswith(files.PREFIX) or files.folder_of(name) != folder:
+    name, folder = other.config.data.name, loaded.run.path.resolve()
+    if not name.startswith(files.PREFIX) or files.folder_of(name).resolve() != folder:
         raise UserError(
             f"--prior-run {path} was trained on {name}: train it with --data "
             f"{files.PREFIX}{loaded.run.path}"
