@@ -104,7 +104,8 @@ def test_encodings_are_draws_of_q_at_the_training_data_alone(run):
     assert codes.test.shape == (opened.test.num_examples, 2)
     x = opened.train.take(np.arange(num))["x"] / np.float32(255)
     mu, log_var = vae.encode(config.model, loaded.params["vae"], x)
-    deviates = (codes.train.reshape(8, num, 2) - mu) / np.exp(0.5 * log_var)
+    deviates = codes.train.reshape(8, num, 2) - np.asarray(mu)[None]
+    deviates = deviates / np.exp(0.5 * np.asarray(log_var))[None]
     np.testing.assert_allclose(deviates.mean(), 0, atol=0.03)
     np.testing.assert_allclose(deviates.std(), 1, atol=0.03)
     assert abs(np.corrcoef(deviates[0].ravel(), deviates[1].ravel())[0, 1]) < 0.1

@@ -109,7 +109,7 @@ def test_fit_is_as_good_as_scikit_learn_and_finds_the_components():
     peer = sklearn_mixture.GaussianMixture(3, n_init=5, random_state=0).fit(z)
     assert float(fitted.log_prob) > peer.score(z) - 0.01
     assert 2 <= int(fitted.num_steps) < 200
-    order = np.argsort(fitted.log_weights)
+    order = np.argsort(fitted.mixture.log_weights)
     np.testing.assert_allclose(
         np.exp(fitted.mixture.log_weights[order]), [0.2, 0.3, 0.5], atol=0.05
     )

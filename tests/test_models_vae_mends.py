@@ -97,7 +97,7 @@ def vamp():
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 2, 2, 1)), jnp.float32)
     params, extra = started(model, x)
     noise = np.random.default_rng(1)
-    params = jax.tree.map(lambda p: p + noise.normal(size=p.shape), params)
+    params = jax.tree.map(lambda p: p + 0.4 * noise.normal(size=p.shape), params)
     return config, model, jax.tree.map(jnp.float32, params), extra, x
 
 

@@ -185,11 +185,11 @@ def _first_extra(config: VAEConfig) -> Any:
     """What is carried from step to step where sigma is computed."""
     if config.likelihood != "gaussian" or config.sigma != "computed":
         return ()
+    extra = {"error": balance.first_error(config.sigma_value or 1.0)}
     if config.geco is None:
-        return {"error": balance.first_error(config.sigma_value or 1.0)}
+        return extra
     # With this multiplier the loss is the ELBO of sigma = tolerance, but for a constant.
-    multiplier = jnp.float32(0.5 / config.geco**2)
-    return {"error": balance.first_error(config.geco), "multiplier": multiplier}
+    return {**extra, "multiplier": jnp.float32(0.5 / config.geco**2)}
 
 
 def _moved(config: VAEConfig, extra: Any) -> Any:

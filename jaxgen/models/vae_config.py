@@ -65,8 +65,8 @@ class VAEConfig:
     """Scale of the Gaussian: trained; the batch's root mean square error (the default for
     one sample); --sigma-value; or the root of a running mean square error (Asperti)."""
     sigma_value: float | None = None
-    """Scale where it is fixed, and where a trained or computed one starts; by default 0.1,
-    and 1 for tables, whose columns have variance 1 inside."""
+    """Scale where it is fixed, and where a trained or computed one starts; by default
+    --geco, else 0.1, and 1 for tables, whose columns have variance 1 inside."""
     geco: float | None = None
     """Instead of a weight of the KL: make it as small as a root mean square error of this
     allows (GECO), for the Gaussian likelihood."""
@@ -206,7 +206,7 @@ def resolve(
         likelihood=likelihood,
         net=net,
         sigma=sigma,
-        sigma_value=config.sigma_value or (0.1 if columns is None else 1.0),
+        sigma_value=config.sigma_value or config.geco or (1.0 if columns else 0.1),
         gradient=_gradient(config),
         shape=tuple(shape),
         columns=columns,
