@@ -64,8 +64,8 @@ def open_latents(name: str) -> Dataset:
     found = read(folder)
     if found is None:
         raise UserError(
-            f"{folder} holds no {FILE}: `jaxgen train MODEL --data {PREFIX}{folder}` "
-            "makes it where RUN is the folder of a trained run"
+            f"{folder} holds no sound {FILE}: `jaxgen train MODEL --data "
+            f"{PREFIX}{folder}` makes it of a trained run"
         )
     mean, deviation = found.train.mean(axis=0), found.train.std(axis=0)
     columns = tuple(
