@@ -165,7 +165,7 @@ def _one_draw_objective(config: VAEConfig) -> Any:
             rate, price = _rate_and_price(config, params, z, mu, log_var)
             terms["rate"] = rate  # reported as it is, without floor or weight
             if config.geco is not None:
-                loss = _geco(config, params, extra, x, outputs, rate)
+                loss = _geco(config, params, extra, x, outputs, price)
             else:
                 warm = losses.vae.beta_warmup(progress, warmup=config.beta_warmup)
                 beta = config.beta * warm
@@ -227,13 +227,13 @@ def _drawn_rate(
 
 
 def _geco(
-    config: VAEConfig, params: Any, extra: Any, x: Array, outputs: Array, rate: Array
+    config: VAEConfig, params: Any, extra: Any, x: Array, outputs: Array, price: Array
 ) -> Array:
     """The Lagrangian, and the term of value zero that trains the stored sigma."""
     means = likelihood(config).mean(outputs)
     lagrangian = balance.geco(
         balance.squared_error(x, means),
-        rate,
+        price,
         multiplier=extra["multiplier"],
         tolerance=float(config.geco or 0.0),
         num_values=math.prod(x.shape[1:]),
