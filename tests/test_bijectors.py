@@ -124,7 +124,7 @@ AUTOREGRESSIVE = ["autoregressive_affine", "autoregressive_rqs"]
 CAUSAL = ["causal_affine", "causal_rqs"]
 
 
-@pytest.mark.parametrize("name", [*AUTOREGRESSIVE, *CAUSAL, "causal_of_coupled"])
+@pytest.mark.parametrize("name", AUTOREGRESSIVE + CAUSAL)
 def test_autoregressive_jacobians_are_triangular_without_dead_entries(name):
     case = CASES[name]
     params = random_params(case)

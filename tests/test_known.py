@@ -51,6 +51,7 @@ def test_columns_are_standardised_by_draws():
         assert column.deviation == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_training_draws_fresh_examples_at_every_step_and_averages():
     """The mean of a Gaussian, to which one batch of 16 again and again would not lead."""
     options = known.Options(
