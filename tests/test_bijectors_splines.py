@@ -114,6 +114,24 @@ def test_extreme_parameters_stay_a_spline():
         assert np.all(spline.slope > 0)
 
 
+@pytest.mark.parametrize("deviation", [5.0, 30.0])
+def test_inverses_of_steep_splines_stay_in_their_bin_in_float32(deviation):
+    """Where a square root's argument is less than zero by rounding, too."""
+    raw = deviation * jax.random.normal(KEY, (17, 2000), jnp.float32)
+    spline = bijectors.spline(raw, bound=BOUND)
+    knots = np.asarray(spline.y)
+    y = [np.nextafter(knots[1:], np.float32(-9)), knots, 0.3 * knots[:-1]]
+    y[2] += np.float32(0.7) * knots[1:]
+    invert = jax.jit(jax.vmap(bijectors.invert, (None, 0)))
+    for number, values in enumerate(y):
+        x, log_slope = invert(spline, jnp.asarray(values))
+        assert x.dtype == jnp.float32
+        assert np.all(np.isfinite(log_slope))
+        if number != 1:
+            assert np.all(x >= spline.x[:-1] - 1e-6)
+            assert np.all(x <= spline.x[1:] + 1e-6)
+
+
 @pytest.mark.parametrize("ends", [{}, {"periodic": True}, {"free_ends": True}])
 def test_ends_are_where_they_were_and_have_their_own_slopes(ends):
     """An angle of exactly minus the half, a pixel of exactly 0."""
