@@ -23,7 +23,8 @@ from jaxgen.models import flow
 CLASSES = {"conditional": True, "num_classes": 3}
 
 
-@pytest.mark.parametrize("name", some(["jet", "glow"], "jet"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jet", "glow"])
 def test_every_network_of_images_hears_the_class_and_that_there_is_none(name):
     _, model, params = with_params(resolved(**{**IMAGES[name], "depth": 1}, **CLASSES))
     x = jax.random.uniform(jax.random.key(3), (2, *SHAPE))
