@@ -142,6 +142,16 @@ def test_autoregressive_jacobians_are_triangular_without_dead_entries(name):
     assert np.all(matrix[allowed] > 1e-6)
 
 
+def test_inverted_exchanges_the_ways():
+    flow, z = bijectors.softplus(), jnp.array([[-1.0, 2.0]])
+    other = bijectors.inverted(flow)
+    for a, b in zip(other.to_latent((), z), flow.to_data((), z), strict=True):
+        np.testing.assert_array_equal(a, b)
+    x = jnp.array([[0.1, 3.0]])
+    for a, b in zip(other.to_data((), x), flow.to_latent((), x), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_checkerboard_begins_with_white():
     expected = [[1, 0, 1], [0, 1, 0]]
     np.testing.assert_array_equal(bijectors.checkerboard(2, 3)[..., 0], expected)
