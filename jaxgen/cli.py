@@ -80,7 +80,10 @@ class SampleOptions:
     ema_width: float | None = None
     """Use the average of this width, rebuilt from what --ema-widths has stored."""
     out: Path | None = None
-    """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; by default RUN/sample.png."""
+    """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; of rows F.csv, F.npz or F.png; by
+    default RUN/sample.png or RUN/sample.csv."""
+    log_prob: bool = False
+    """Beside each row of a table log p(row | its context) in nats, in F.csv or F.npz."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

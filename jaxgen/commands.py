@@ -1,11 +1,9 @@
 """What each command does, once its arguments are parsed."""
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import importlib.util
-import io
 import json
 import math
 import signal
@@ -22,7 +20,7 @@ from jaxgen import data
 from jaxgen._checks import RunError, UserError
 from jaxgen.bench import plan as planning
 from jaxgen.bench import throughput
-from jaxgen.evaluate import classifier, judgement
+from jaxgen.evaluate import classifier, judgement, likelihood
 from jaxgen.train import (
     assembly,
     checkpoint,
@@ -30,7 +28,6 @@ from jaxgen.train import (
     loop,
     medium,
     parallel,
-    pictures,
     processes,
     rundir,
     session,
@@ -173,32 +170,31 @@ def sample(options: Any, sampling: Any = None) -> int:
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
     loaded = session.load(options.run, sampling, ema_width=options.ema_width)
+    if options.log_prob:
+        _check_log_prob(loaded, out)
     for note in loaded.notes:
         say(note)
     draw = assembly.Sampler(loaded)
     starts = range(0, options.num, draw.num)
     samples = [draw(loaded.params, options.seed, start) for start in starts]
     samples = np.concatenate(samples)[: options.num]
-    if out.suffix == ".csv":
-        names = [column.name for column in loaded.config.model.columns]
-        rundir.write_text(out, _csv(names, samples))
-    elif out.suffix == ".npz":
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {shown.unit: samples}
-        np.savez_compressed(buffer, **arrays)
-        rundir.write_bytes(out, buffer.getvalue())
-    else:
-        rundir.write_bytes(out, pictures.png(shown.picture(samples), min_side=256))
+    beside = {}
+    if options.log_prob:
+        beside["log_prob"] = likelihood.log_prob(loaded, samples, seed=options.seed)
+    content = medium.file_of(loaded.config.model, out.suffix, samples, beside)
+    rundir.write_bytes(out, content)
     sys.stdout.write(f"{out}\n")
     return 0
 
 
-def _csv(names: Sequence[str], rows: np.ndarray) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([[f"{value:.9g}" for value in row] for row in rows])
-    return text.getvalue()
+def _check_log_prob(loaded: session.Loaded, out: Path) -> None:
+    columns = getattr(loaded.config.model, "columns", None)
+    if columns is None or loaded.model.log_likelihood is None:
+        raise UserError("--log-prob is for rows of a table, and models with a density")
+    if out.suffix == ".png":
+        raise UserError(f"--log-prob: --out must end in .csv or .npz, got {out}")
+    if out.suffix == ".csv" and "log_prob" in [column.name for column in columns]:
+        raise UserError("--log-prob: the table has a column of this name: --out F.npz")
 
 
 def bench(config: configs.RunConfig, options: Any) -> int:

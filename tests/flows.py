@@ -129,7 +129,9 @@ def cases() -> dict[str, Case]:
         bijectors.actnorm(),
         bijectors.invertible_linear(),
         bijectors.coupling(mlp(2 * 2), affine, num_kept=2),
-        bijectors.split(bijectors.flatten(2, 2, 2)),
+        bijectors.split(
+            bijectors.chain(bijectors.actnorm(), bijectors.flatten(2, 2, 2))
+        ),
     )
     checkers = bijectors.checkerboard(2, 2)
     return {

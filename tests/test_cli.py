@@ -196,6 +196,7 @@ MISTAKES = {
     "run": (["sample", "/no/such/run"], "no such run folder"),
     "out": (["sample", "RUN", "--out", "a.gif"], ".png or .npz"),
     "out folder": (["sample", "RUN", "--out", "/no/such/a.png"], "no such folder"),
+    "density": (["sample", "RUN", "--log-prob"], "--log-prob is for rows of a table"),
     "num": (["sample", "RUN", "--num", "0"], "--num must be at least 1"),
     "samples": (["evaluate", "RUN", "--num-samples", "0"], "--num-samples"),
     "images": (["evaluate", "RUN", "--num-images", "361"], "1 .. 360"),
