@@ -2,7 +2,7 @@
 
 Each takes features of real and of generated examples, `[N, D]` and `[M, D]`, and knows
 nothing of images, networks or runs. None depends on the order of the examples; none
-keeps more than `CHUNK` rows of an N x M table.
+keeps more than `PAIRS` of an N x M table.
 
 What each sees: the Frechet distance two moments, the kernel distance three, the RBF one
 any difference (where there are few dimensions), the sliced one every marginal along a
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-CHUNK = 1000  # rows of a table of pairs; no result depends on it
+PAIRS = 10**7  # in memory at once; no result depends on it
 DIRECTIONS_AT_ONCE = 50
+TIE = 1e-9  # by which a neighbourhood is smaller than its last neighbour's distance
 SAME = 1e-12  # of the squared norms: a squared distance below it is rounding
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -122,7 +123,7 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
 def _root(features: np.ndarray) -> np.ndarray:
     """R `[min(N, D), D]` with R^T R the covariance."""
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return np.linalg.qr(centred, mode="r")
+    return np.asarray(np.linalg.qr(centred, mode="r"))
 
 
 def kernel_distance(real: Any, fake: Any) -> Estimate:
@@ -210,7 +211,7 @@ def _row_sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums of a kernel's table over its columns `[N]` and over its rows `[M]`."""
     over_columns, over_rows = np.empty(len(x)), np.zeros(len(y))
-    for part in chunks(len(x)):
+    for part in chunks(len(x), len(y)):
         table = kernel(x[part], y)
         over_columns[part] = table.sum(axis=1)
         over_rows += table.sum(axis=0)
@@ -301,10 +302,10 @@ def manifold_terms(real: Any, fake: Any, *, k: int = 5) -> Manifolds:
         )
     centre = real.mean(axis=0)
     real, fake = real - centre, fake - centre
-    reach_real, reach_fake = (reach(x, k) for x in (real, fake))
+    reach_real, reach_fake = (reach(x, k) * (1 - TIE) for x in (real, fake))
     is_like_data, count = np.zeros(len(fake), bool), np.zeros(len(fake))
     is_like_fake, is_covered = (np.zeros(len(real), bool) for _ in range(2))
-    for part in chunks(len(real)):
+    for part in chunks(len(real), len(fake)):
         table = squared_distances(real[part], fake)
         inside = table < reach_real[part, None]
         count += inside.sum(axis=0)
@@ -317,7 +318,7 @@ def manifold_terms(real: Any, fake: Any, *, k: int = 5) -> Manifolds:
 def reach(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each example to the k-th nearest other one, `[N]`."""
     found = np.empty(len(x))
-    for part in chunks(len(x)):
+    for part in chunks(len(x), len(x)):
         table = squared_distances(x[part], x)
         found[part] = np.partition(table, k, axis=1)[:, k]
     return found
@@ -333,6 +334,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return table
 
 
-def chunks(num: int) -> Iterator[slice]:
-    """`range(num)` in parts of `CHUNK`."""
-    return (slice(start, start + CHUNK) for start in range(0, num, CHUNK))
+def chunks(num: int, num_others: int) -> Iterator[slice]:
+    """`range(num)` in parts, whose pairs with so many others fit into memory."""
+    size = max(1, PAIRS // num_others)
+    return (slice(start, start + size) for start in range(0, num, size))

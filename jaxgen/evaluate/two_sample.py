@@ -88,7 +88,7 @@ def _neighbours(
     k = min(k, len(fitted) - 1)
     k -= 1 - k % 2
     guesses = []
-    for part in distances.chunks(len(tried)):
+    for part in distances.chunks(len(tried), len(fitted)):
         table = distances.squared_distances(tried[part], fitted)
         nearest = np.argpartition(table, k - 1, axis=1)[:, :k]
         guesses.append(label[nearest].sum(axis=1) > k // 2)
