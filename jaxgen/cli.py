@@ -99,8 +99,12 @@ class EvaluateOptions:
     """Effort of a likelihood estimate: K of importance sampling."""
     num_images: int | None = None
     """Likelihood of so many test images, spread over the split; by default of all."""
+    num: int = 2000
+    """Samples whose quality is measured, against as many test examples; 0: none."""
+    features: str = "auto"
+    """By what: auto, classifier, random, pixels, pca; or mnist, digits, photos, shipped."""
     judge: int = 0
-    """Samples to judge by a classifier that is trained on the data's labels once."""
+    """Samples to judge by a classifier of the data's own labels."""
     seed: int = 0
     """Fixes the noise of the estimate, and the samples that are judged."""
     data_dir: str | None = None

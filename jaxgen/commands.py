@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import json
 import math
@@ -20,7 +19,7 @@ from jaxgen import data
 from jaxgen._checks import RunError, UserError
 from jaxgen.bench import plan as planning
 from jaxgen.bench import throughput
-from jaxgen.evaluate import classifier, judgement, likelihood
+from jaxgen.evaluate import judgement, likelihood, quality, tables
 from jaxgen.train import (
     assembly,
     checkpoint,
@@ -260,6 +259,10 @@ def evaluate(options: Any, sampling: Any = None) -> int:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
     if options.judge < 0:
         raise UserError(f"--judge must be 0 (none) or more, got {options.judge}")
+    if options.num != 0 and options.num < quality.LEAST:
+        raise UserError(
+            f"--num must be 0 (none) or at least {quality.LEAST}, got {options.num}"
+        )
     _check_seed(options.seed)
     loaded = session.load(options.run, sampling, ema_width=options.ema_width)
     config = loaded.config.data
@@ -274,27 +277,12 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     other = loaded.run.check_data(session.data_identity(dataset))
     for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
         say(note)
-    # First, since it may refuse the data.
-    judged = dataset.parts or dataset
-    judge = classifier.make_classifier(judged) if options.judge else None
-    seed, num_images = options.seed, options.num_images
-    result = judgement.judge(
-        loaded, dataset, options.num_samples, num_images=num_images, seed=seed
-    )
-    if options.ema_width is not None:
-        result["ema_width"] = options.ema_width
-    if judge is not None:
-        draw = functools.partial(assembly.Sampler(loaded), loaded.params, seed)
-        num, told = options.judge, judgement.progress()
-        if dataset.parts is None:
-            seen = classifier.judge(judge, draw, dataset.test, num, progress=told)
-        else:
-            seen = classifier.judge_stacked(judge, draw, judged, num, progress=told)
-        result |= seen
+    result = judgement.judge_wholly(loaded, dataset, options)
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:
         _print_table(result)
+        sys.stdout.write(tables.text(result))
     sys.stdout.flush()
     # Last: the figures are already told. The page is of the data as they were trained on.
     dataset = data.with_validation(dataset, loaded.config.train.patience)

@@ -92,7 +92,7 @@ def test_sample_depends_on_seed_and_index_only(run, tmp_path, capsys):
 
 
 def test_evaluate_prints_one_json_object_over_the_whole_test_split(run, capsys):
-    argv = ("evaluate", run, "--num-samples", "3", "--json")
+    argv = ("evaluate", run, "--num-samples", "3", "--num", "0", "--json")
     status, out, _ = call(capsys, *argv)
     assert status == 0
     result = json.loads(out)
@@ -110,7 +110,7 @@ def test_evaluate_prints_one_json_object_over_the_whole_test_split(run, capsys):
 
 
 def test_evaluate_and_sample_use_an_average_of_another_width(run, tmp_path, capsys):
-    argv = ("evaluate", run, "--num-samples", 3, "--json")
+    argv = ("evaluate", run, "--num-samples", 3, "--num", 0, "--json")
     given = json.loads(call(capsys, *argv)[1])
     status, out, err = call(capsys, *argv, "--ema-width", 0.08)
     assert status == 0, err
@@ -201,6 +201,8 @@ MISTAKES = {
     "samples": (["evaluate", "RUN", "--num-samples", "0"], "--num-samples"),
     "images": (["evaluate", "RUN", "--num-images", "361"], "1 .. 360"),
     "judge": (["evaluate", "RUN", "--judge", "-1"], "--judge must be 0"),
+    "quality": (["evaluate", "RUN", "--num", "-1"], "--num must be 0"),
+    "few": (["evaluate", "RUN", "--num", "7"], "--num must be 0 (none) or at least 20"),
     "place": (["train", "vae", "--out", "/proc/run"], "/proc/run cannot be made"),
     "list": (["list", "everything"], "no arguments"),
     "hidden": (["train", "vae", "--hidden", "0"], "--hidden"),
@@ -251,9 +253,11 @@ def test_two_images_are_enough_for_a_run_and_a_report(tmp_path, capsys):
     assert status == 0, err
     assert (tmp_path / "run" / "report.html").is_file()
     argv = ("evaluate", tmp_path / "run", "--num-samples", "1", "--json")
-    status, out, _ = call(capsys, *argv)
+    status, out, err = call(capsys, *argv)
     assert status == 0
     result = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+    assert "quality" not in result
+    assert "at least 20" in err
     assert result["nll_nats_se"] is None  # of one example
     assert result["monte_carlo_se"] is None  # of one sample
 

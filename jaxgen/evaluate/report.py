@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
-from jaxgen.evaluate import figures, formats
+from jaxgen.evaluate import figures, formats, tables
 from jaxgen.train import config as configs
 from jaxgen.train import (
     console,
@@ -350,12 +350,13 @@ def _evaluation(loaded: session.Loaded, values: Record) -> str:
             f"<p>Not evaluated yet. This does it:</p><pre>{formats.text(command)}</pre>"
         )
     rows, ranks = {}, values.get("ranks")
-    for name in (name for name in values if name != "ranks"):
+    for name in (n for n in values if n not in ("ranks", "quality", "memorisation")):
         number = formats.figure(values, name)
         kind = str(values.get(f"{name}_kind", ""))
         if re.sub("_(se|kind)$", "", name) not in values.keys() - {name}:
             rows[name] = ", ".join(filter(None, [number, KINDS.get(kind, kind)]))
-    return _table("", rows) + (_ranks(ranks) if isinstance(ranks, dict) else "")
+    shown = _ranks(ranks) if isinstance(ranks, dict) else ""
+    return _table("", rows) + shown + tables.page(values, loaded.run.path)
 
 
 def _ranks(ranks: Record) -> str:
