@@ -258,6 +258,9 @@ def test_report_of_an_empty_folder_says_what_is_missing(tmp_path):
     assert "Not evaluated" not in text
     assert "This family has no likelihood." in text
     assert "This family has none." in text
+    assert "evaluate" not in text
+    text = read(write_report(loaded, dataset._replace(num_classes=3))).text()
+    assert f"jaxgen evaluate '{loaded.run.path}' --judge 2000" in text
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         views=_views(loaded, dataset),
         config=_config(config, given),
         environment=_environment(_read_json(run.path / "environment.json")),
-        commands=_commands(loaded, given, stopped_early=early is not None),
+        commands=_commands(loaded, dataset, given, early),
     )
     rundir.write_text(run.report, page)
     return run.report
@@ -305,7 +305,9 @@ def _environment(values: Record) -> str:
     return "\n".join(filter(None, tables)) or "<p>Not recorded.</p>"
 
 
-def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) -> str:
+def _commands(
+    loaded: session.Loaded, dataset: data.Dataset, given: list[str], early: str | None
+) -> str:
     """What one may do next, as commands to copy."""
     config, words = loaded.config, []
     folder = str(loaded.run.path.absolute())
@@ -318,7 +320,7 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
     }
     if finished:
         values["steps"] = 2 * config.train.steps
-    if stopped_early and config.train.patience is not None:
+    if early and config.train.patience is not None:
         values["patience"] = 2 * config.train.patience
     for name, value in values.items():
         flag = "data" if name == "name" else name.replace("_", "-")
@@ -328,12 +330,16 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
             several = value if isinstance(value, tuple) else (value,)
             words += [f"--{flag}", *map(str, several)]
     train = "Train on, to twice the steps" if finished else "Continue the training"
-    train = "Train on, with twice the patience" if stopped_early else train
+    train = "Train on, with twice the patience" if early else train
     commands = {
         train: ["train", config.family, *words, "--out", folder],
         "Draw other samples": ["sample", folder, "--num", "64", "--seed", "1"],
-        "Judge it on the whole test split": ["evaluate", folder],
     }
+    if loaded.model.log_likelihood:
+        commands["Judge it on the whole test split"] = ["evaluate", folder]
+    elif dataset.num_classes:
+        judged = ["evaluate", folder, "--judge", "2000"]
+        commands["Judge its samples by a classifier of the labels"] = judged
     return "\n".join(
         f"<h3>{what}</h3><pre>{formats.text(shlex.join(['jaxgen', *command]))}</pre>"
         for what, command in commands.items()

@@ -39,6 +39,10 @@ __all__ = ["GANConfig", "Sampling", "discriminate", "make_gan", "resolve"]
 
 MEMORY = 0.99  # a step, of the sign that --adaptive follows
 OF_LOG_ODDS = ("relativistic", "non_saturating", "minimax")  # games that cost nats
+# Logits above it call an example data; where differences alone count there is none.
+BOUNDARIES = MappingProxyType(
+    {"minimax": 0.0, "non_saturating": 0.0, "hinge": 0.0, "least_squares": 0.5}
+)
 UNITS = MappingProxyType(
     {"right": "share", "slope": "logits per unit of x", "augment": "probability"}
 )
@@ -143,19 +147,17 @@ def _discriminator_objective(config: GANConfig) -> Any:
             price = penalties.slope_deviation(
                 critic, real, fake, penalty_keys, checked=False
             )
-        price = _gamma(config, progress) * price
-        loss = games.GAMES[str(config.game)](*logits.T).discriminator + price
-        told = {
-            "right/real": logits[:, 0] > 0,
-            "right/fake": logits[:, 1] < 0,
-            "right/pair": logits[:, 0] > logits[:, 1],
-        }
+        loss = games.GAMES[str(config.game)](*logits.T).discriminator
+        told = {"right/pair": logits[:, 0] > logits[:, 1]}
+        if (boundary := BOUNDARIES.get(config.game)) is not None:
+            told["right/real"] = logits[:, 0] > boundary
+            told["right/fake"] = logits[:, 1] < boundary
         terms = {name: value.astype(jnp.float32) for name, value in told.items()}
+        root = jnp.sqrt(slopes)
+        terms |= {"slope/real": root[:, 0], "slope/fake": root[:, 1]}
         if config.penalty != "none":
-            terms["penalty"] = price
-        if config.penalty not in ("none", "gradient"):
-            root = jnp.sqrt(slopes)
-            terms |= {"slope/real": root[:, 0], "slope/fake": root[:, 1]}
+            terms["penalty"] = _gamma(config, progress) * price
+            loss += terms["penalty"]
         if config.augment:
             terms["augment"] = probability
         extra = _remembered(config, extra, logits)
@@ -189,9 +191,6 @@ def _logits_and_slopes(
     config: GANConfig, critic: Any, x: Array, keys: Array
 ) -> tuple[Array, Array]:
     """Of examples and samples; networks of ours judge each of them by itself."""
-    if config.penalty in ("none", "gradient"):
-        logits = critic(x)
-        return logits, jnp.zeros_like(logits)
     if config.penalty == "estimated":
         keys = jax.vmap(jax.random.split)(keys).reshape(-1)
         slopes = penalties.estimated_squared_slope(critic, x, keys, checked=False)
