@@ -390,3 +390,12 @@ def test_collapse_needs_all_lines_and_names_the_evidence():
     assert "30 % of the classes" in gan.collapse([few] * 3)
     certain = healthy | {"right/pair": 1.0, "loss/generator": 20.0}
     assert "certain" in gan.collapse([certain] * 3)
+    assert gan.collapse([healthy | {"loss/generator": 20.0}] * 3) is None
+    # What is added to a critic of Wasserstein's game changes nothing but this loss.
+    judged = gan.make_gan(resolved(game="wasserstein")).collapse
+    assert judged([certain] * 3) is None
+    assert "nearly alike" in judged([certain | alike] * 3)
+    judged = gan.make_gan(resolved(game="minimax")).collapse
+    told = lambda logit: float(games.minimax(jnp.zeros(1), jnp.full(1, logit))[1][0])
+    assert "certain" in judged([certain | {"loss/generator": told(-11.0)}] * 3)
+    assert judged([certain | {"loss/generator": told(-9.0)}] * 3) is None

@@ -137,10 +137,16 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     terms = [n for n in names if n not in others and not n.startswith("loss/")]
     losses = _losses(records)
     per = f"{_unit(loaded, losses[0])} per {unit[:-1]}"
-    grouped = {n: [m for m in terms if _group(m) == n] for n in map(_group, terms)}
+    grouped: dict[str, list[str]] = {}
+    for name in terms:  # the panel of a term is what its name begins with
+        grouped.setdefault(name.split("/")[0], []).append(name)
     panels = [
         ("loss", per, [*losses, stopping.NAME]),
-        *((n, _units(loaded).get(n, per), members) for n, members in grouped.items()),
+        *(
+            # A lone term is named whole.
+            (n if m[1:] else m[0].replace("/", " "), _units(loaded).get(n, per), m)
+            for n, m in grouped.items()
+        ),
         ("gradient norm before clipping", "L2 norm", norms),
         ("training speed", f"{unit}/s", ["examples_per_s"]),
     ]
@@ -155,14 +161,7 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
 def _unit(loaded: session.Loaded, loss: str) -> str:
     """Of the loss under this name, or of the only player."""
     units = {f"loss/{player.name}": player.unit for player in loaded.model.players}
-    return (
-        units.get(loss, *units.values()) if len(units) == 1 else units.get(loss, "nats")
-    )
-
-
-def _group(term: str) -> str:
-    """The panel of a term: what its name begins with."""
-    return term.split("/")[0]
+    return units.get(loss, next(iter(units.values())) if len(units) == 1 else "nats")
 
 
 def _units(loaded: session.Loaded) -> dict[str, str]:
@@ -348,7 +347,7 @@ def _commands(
 
 def _evaluation(loaded: session.Loaded, values: Record) -> str:
     """A table of evaluation.json, error and kind beside their number."""
-    if not values and loaded.model.log_likelihood is None:
+    if values.keys() <= {"step", "best_step"} and loaded.model.log_likelihood is None:
         return "<p>This family has no likelihood.</p>"
     if not values:
         command = shlex.join(["jaxgen", "evaluate", str(loaded.run.path.absolute())])
