@@ -91,7 +91,8 @@ def test_a_collapse_is_told_and_training_goes_on(toy, tmp_path, capsys):
 
 
 def test_of_several_runs_each_is_told_by_its_name(toy, tmp_path, capsys):
-    runs = [begun(tmp_path / f"seed-{seed}", seed=seed) for seed in (0, 1)]
+    options = {"steps": 30, "checkpoint_every": 30}
+    runs = [begun(tmp_path / f"seed-{n}", seed=n, **options) for n in (0, 1)]
     loop.train([run for run, _ in runs], runs[0][1])
     lines = [line for line in capsys.readouterr().err.splitlines() if "alike" in line]
     assert [line.split(": ")[0] for line in lines] == [
