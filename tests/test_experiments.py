@@ -56,26 +56,13 @@ def test_experiment_prints_a_row_for_each_density(name, tmp_path):
 @pytest.mark.slow
 def test_the_ablation_keeps_its_figures_and_trains_what_is_missing(tmp_path):
     path = next(path for path in EXPERIMENTS if path.stem == "gan_ablation")
-    argv = [
-        sys.executable,
-        path,
-        "--width",
-        "8",
-        "--judge",
-        "64",
-        "--results",
-        "r.json",
-    ]
-    argv += ["--names", "non_saturating-r1", "--seeds", "3", "--steps"]
+    options = (
+        "--names non_saturating-r1 --seeds 3 --width 8 --judge 64 --results r.json"
+    )
 
     def called(steps):
-        return subprocess.run(
-            [*argv, steps],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-        )
+        argv = [sys.executable, path, "--steps", steps, *options.split()]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
 
     first = called("4")
     assert first.returncode == 0, first.stderr
