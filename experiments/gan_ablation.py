@@ -82,8 +82,9 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
         "| game, penalty | seed | modes | reverse KL, nats | pairs told | collapse |"
     ]
     rows.append("|---|---|---|---|---|---|")
-    for key, told in cases.items():
-        name, _, seed = key.rpartition("-")
+    split = {key: key.rpartition("-")[::2] for key in cases}
+    for key in sorted(cases, key=lambda key: (CASES.index(split[key][0]), key)):
+        told, (name, seed) = cases[key], split[key]
         rows.append(
             f"| {name.replace('-', ', ')} | {seed} | {told['modes']} "
             f"| {told['reverse_kl']:.3f} | {100 * told['right/pair']:.1f} % "
