@@ -5,7 +5,8 @@
 Scikit-learn's digits stacked to three channels, equal steps, networks and weights of the
 penalty; every run is judged as in gan_stacked_digits.py. Figures are kept in
 experiments/results/gan_ablation.json: what is there is not trained again, so in a clone
-this prints the table. A run takes 3 to 4 minutes on one core, all of them 45.
+this prints the table. A run takes 2 to 4 minutes on one core. R1 and R2 together have
+0.20 and 0.19 nats, either alone up to 0.26, no penalty 1.43 and 1.31, 600 and 683 modes.
 """
 
 import dataclasses
@@ -69,11 +70,10 @@ def fit(name: str, seed: int, options: Options) -> dict[str, Any]:
     figures = {key: told[key] for key in ("modes", "reverse_kl")}
     for key in ("right/pair", "loss/generator", "samples/diversity"):
         figures[key] = float(np.mean([line[key] for line in lines[-LAST:]]))
-    collapses = [
+    collapses = (
         f"step {r['step']}: {r[health.NAME]}" for r in lines if health.NAME in r
-    ]
-    figures["collapse"] = collapses[0] if collapses else None
-    return figures
+    )
+    return figures | {"collapse": next(collapses, None)}
 
 
 def table(cases: dict[str, dict[str, Any]]) -> str:
