@@ -60,6 +60,9 @@ class PlanOptions:
 
     target: str = tyro.MISSING
     """Accelerators to compile for: v5e:2x4, v6e:2x2, v5p:2x2x1, h100:8, ..."""
+    search: bool = True
+    """Look for the largest batch that fits too: a compilation for each that is tried,
+    minutes each of a large model."""
     json: bool = False
     """Print one JSON object to standard output, all else to standard error."""
 
@@ -126,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "plan": _plan,
         "list": _list,
     }
-    _guarded(lambda: _dispatch(commands, argv))
+    guarded(lambda: _dispatch(commands, argv))
 
 
 def experiment(family: str, **defaults: Any) -> None:
@@ -141,7 +144,7 @@ def experiment(family: str, **defaults: Any) -> None:
     _signals.end_quietly()
     prog, *argv = sys.argv
     command, argv = (_plan, argv[1:]) if argv[:1] == ["plan"] else (_train, argv)
-    _guarded(lambda: command([family, *argv], prog=prog, **defaults))
+    guarded(lambda: command([family, *argv], prog=prog, **defaults))
 
 
 def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
@@ -153,8 +156,12 @@ def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
     return commands[argv[0]](argv[1:])
 
 
-def _guarded(command: Any) -> None:
-    """Runs a command; every expected failure becomes one line and a status."""
+def guarded(command: Any) -> None:
+    """Runs a command and exits; every expected failure becomes one line and a status.
+
+    Args:
+        command: Returns the status, or None for 0.
+    """
     _silence_libraries()
     try:
         status = command()

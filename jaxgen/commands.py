@@ -229,7 +229,8 @@ def plan(config: configs.RunConfig, options: Any) -> int:
     Raises:
         RunError: if it does not fit, after telling what would.
     """
-    result = {"target": options.target, **planning.ask(config, options.target)}
+    told = planning.ask(config, options.target, search=options.search)
+    result = {"target": options.target, **told}
     for note in result["notes"]:
         say(note)
     if options.json:
@@ -238,11 +239,12 @@ def plan(config: configs.RunConfig, options: Any) -> int:
         _print_table(result)
     sys.stdout.flush()
     if not result["fits"]:
+        largest = result["largest_batch_per_device"]
         raise RunError(
             f"{result['batch_per_device']:,} examples a device need "
             f"{result['bytes_needed'] / 2**30:.2f} GiB of {options.target}'s "
-            f"{result['bytes_usable'] / 2**30:.2f} GiB; "
-            f"{result['largest_batch_per_device']:,} fit"
+            f"{result['bytes_usable'] / 2**30:.2f} GiB"
+            + ("" if largest is None else f"; {largest:,} fit")
             + (f" ({result['compiler']})" if result["compiler"] else "")
         )
     return 0

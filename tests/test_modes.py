@@ -55,6 +55,10 @@ def test_stacked_images_are_triples_with_the_label_of_all_three():
         ]
         assert label == 100 * digits[0] + 10 * digits[1] + digits[2]
     assert len(np.unique(dataset.train.arrays["label"])) == 1000
+    held_out = {image.tobytes() for image in dataset.parts.test.arrays["x"]}
+    for image in dataset.test.take(np.arange(50))["x"]:
+        channels = np.moveaxis(image, -1, 0)
+        assert {c.tobytes() for c in channels} <= held_out
     again = data.open_dataset(DataConfig(name="stacked:digits"))
     np.testing.assert_array_equal(again.test.arrays["x"], dataset.test.arrays["x"])
 

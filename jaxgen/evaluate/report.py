@@ -75,7 +75,7 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         views=_views(loaded, dataset),
         config=_config(config, given),
         environment=_environment(_read_json(run.path / "environment.json")),
-        commands=_commands(loaded, given, stopped_early=early is not None),
+        commands=_commands(loaded, dataset, given, early),
     )
     rundir.write_text(run.report, page)
     return run.report
@@ -137,10 +137,16 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     terms = [n for n in names if n not in others and not n.startswith("loss/")]
     losses = _losses(records)
     per = f"{_unit(loaded, losses[0])} per {unit[:-1]}"
-    grouped = {n: [m for m in terms if _group(m) == n] for n in map(_group, terms)}
+    grouped: dict[str, list[str]] = {}
+    for name in terms:  # the panel of a term is what its name begins with
+        grouped.setdefault(name.split("/")[0], []).append(name)
     panels = [
         ("loss", per, [*losses, stopping.NAME]),
-        *((n, _units(loaded).get(n, per), members) for n, members in grouped.items()),
+        *(
+            # A lone term is named whole.
+            (n if m[1:] else m[0].replace("/", " "), _units(loaded).get(n, per), m)
+            for n, m in grouped.items()
+        ),
         ("gradient norm before clipping", "L2 norm", norms),
         ("training speed", f"{unit}/s", ["examples_per_s"]),
     ]
@@ -155,14 +161,7 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
 def _unit(loaded: session.Loaded, loss: str) -> str:
     """Of the loss under this name, or of the only player."""
     units = {f"loss/{player.name}": player.unit for player in loaded.model.players}
-    return (
-        units.get(loss, *units.values()) if len(units) == 1 else units.get(loss, "nats")
-    )
-
-
-def _group(term: str) -> str:
-    """The panel of a term: what its name begins with."""
-    return term.split("/")[0]
+    return units.get(loss, next(iter(units.values())) if len(units) == 1 else "nats")
 
 
 def _units(loaded: session.Loaded) -> dict[str, str]:
@@ -305,7 +304,9 @@ def _environment(values: Record) -> str:
     return "\n".join(filter(None, tables)) or "<p>Not recorded.</p>"
 
 
-def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) -> str:
+def _commands(
+    loaded: session.Loaded, dataset: data.Dataset, given: list[str], early: str | None
+) -> str:
     """What one may do next, as commands to copy."""
     config, words = loaded.config, []
     folder = str(loaded.run.path.absolute())
@@ -318,7 +319,7 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
     }
     if finished:
         values["steps"] = 2 * config.train.steps
-    if stopped_early and config.train.patience is not None:
+    if early and config.train.patience is not None:
         values["patience"] = 2 * config.train.patience
     for name, value in values.items():
         flag = "data" if name == "name" else name.replace("_", "-")
@@ -328,12 +329,16 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
             several = value if isinstance(value, tuple) else (value,)
             words += [f"--{flag}", *map(str, several)]
     train = "Train on, to twice the steps" if finished else "Continue the training"
-    train = "Train on, with twice the patience" if stopped_early else train
+    train = "Train on, with twice the patience" if early else train
     commands = {
         train: ["train", config.family, *words, "--out", folder],
         "Draw other samples": ["sample", folder, "--num", "64", "--seed", "1"],
-        "Judge it on the whole test split": ["evaluate", folder],
     }
+    if loaded.model.log_likelihood:
+        commands["Judge it on the whole test split"] = ["evaluate", folder]
+    elif dataset.num_classes:
+        judged = ["evaluate", folder, "--judge", "2000"]
+        commands["Judge its samples by a classifier of the labels"] = judged
     return "\n".join(
         f"<h3>{what}</h3><pre>{formats.text(shlex.join(['jaxgen', *command]))}</pre>"
         for what, command in commands.items()
@@ -342,7 +347,7 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
 
 def _evaluation(loaded: session.Loaded, values: Record) -> str:
     """A table of evaluation.json, error and kind beside their number."""
-    if not values and loaded.model.log_likelihood is None:
+    if values.keys() <= {"step", "best_step"} and loaded.model.log_likelihood is None:
         return "<p>This family has no likelihood.</p>"
     if not values:
         command = shlex.join(["jaxgen", "evaluate", str(loaded.run.path.absolute())])
