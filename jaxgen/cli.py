@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import os
@@ -144,7 +145,8 @@ def experiment(family: str, **defaults: Any) -> None:
     _signals.end_quietly()
     prog, *argv = sys.argv
     command, argv = (_plan, argv[1:]) if argv[:1] == ["plan"] else (_train, argv)
-    guarded(lambda: command([family, *argv], prog=prog, **defaults))
+    run = functools.partial(command, [family, *argv], prog=prog, **defaults)
+    _signals.fail_at_once(lambda: guarded(run))
 
 
 def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:

@@ -1,6 +1,7 @@
 """The doors: what a person types, and what comes back."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -298,3 +299,16 @@ def test_two_processes_do_not_train_in_one_folder(run, capsys):
     assert status == 2
     assert "another process" in err
     assert '"steps": 12' in (run / "config.json").read_text()
+
+
+def test_failure_ends_the_process_before_its_tear_down():
+    """Which aborts now and then, with another status, where libraries begin threads."""
+    code = """
+import atexit, sys
+from jaxgen import _signals
+atexit.register(lambda: print("torn down"))
+_signals.fail_at_once(lambda: print("told"))
+_signals.fail_at_once(lambda: sys.exit(3))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "told\n")
