@@ -96,6 +96,13 @@ class EvaluateOptions:
     """Effort of a likelihood estimate: K of importance sampling."""
     num_images: int | None = None
     """Likelihood of so many test images, spread over the split; by default of all."""
+    ais: int = 0
+    """Temperatures of annealed importance sampling, 1000 say: a likelihood beyond the
+    bound, with the gap between its own bounds. For decoders of latents; slow."""
+    ais_chains: int = 16
+    """Chains an image, then."""
+    ais_images: int = 100
+    """Test images, then, and as many that the model makes, for the gap."""
     judge: int = 0
     """Samples to judge by a classifier that is trained on the data's labels once."""
     seed: int = 0

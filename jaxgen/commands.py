@@ -262,8 +262,9 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     """
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
-    if options.judge < 0:
-        raise UserError(f"--judge must be 0 (none) or more, got {options.judge}")
+    for flag in ("ais", "judge"):
+        if (value := getattr(options, flag)) < 0:
+            raise UserError(f"--{flag} must be 0 (none) or more, got {value}")
     _check_seed(options.seed)
     loaded = session.load(options.run, sampling, ema_width=options.ema_width)
     config = loaded.config.data
@@ -281,10 +282,14 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     # First, since it may refuse the data.
     judged = dataset.parts or dataset
     judge = classifier.make_classifier(judged) if options.judge else None
-    seed, num_images = options.seed, options.num_images
+    seed, num_images, annealed = options.seed, options.num_images, {}
+    if options.ais:
+        effort = options.ais, options.ais_chains, options.ais_images
+        annealed = judgement.anneal(loaded, dataset, effort, options.num_samples, seed)
     result = judgement.judge(
         loaded, dataset, options.num_samples, num_images=num_images, seed=seed
     )
+    result |= annealed
     if options.ema_width is not None:
         result["ema_width"] = options.ema_width
     if judge is not None:

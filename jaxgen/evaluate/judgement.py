@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from jaxgen import data
-from jaxgen.evaluate import calibration, likelihood, report
+from jaxgen.evaluate import annealed, calibration, formats, likelihood, report
 from jaxgen.train import medium, rundir, session
 from jaxgen.train.console import say
 
@@ -32,6 +32,31 @@ def judge(
         seed = options.get("seed", 0)
         result |= calibration.evaluate_calibration(loaded, dataset.test, seed=seed)
     say(_told(loaded, result))
+    return result
+
+
+def anneal(
+    loaded: session.Loaded,
+    dataset: data.Dataset,
+    effort: tuple[int, int, int],
+    num_samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Annealed importance sampling of so much effort, told in a line."""
+    result = annealed.evaluate_annealed(
+        loaded,
+        dataset,
+        annealed.Annealing(*effort),
+        num_samples=num_samples,
+        seed=seed,
+        progress=progress(),
+    )
+    nll, gap = (
+        formats.with_error(result, f"ais_{n}") for n in ("nll_nats", "gap_nats")
+    )
+    words = f"annealed: {nll or result['ais_nll_nats']} nats ({result['ais_nll_nats_kind']}, "
+    words += f"{effort[2]:,} test images); between its bounds on simulated images: "
+    say(f"{words}{gap or result['ais_gap_nats']} nats".replace("±", "+-"))
     return result
 
 
