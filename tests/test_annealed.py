@@ -260,7 +260,7 @@ def bound(family, transform=None, classes=None, **options):
 
 @pytest.mark.parametrize("transform", ["binarise", "levels", "dequantise"])
 def test_a_vae_draws_what_its_likelihood_says(transform):
-    """The mean log p of draws is minus the entropy, by the mean of exp(-log p) too."""
+    """Draws have the decoder's mean, and a score of mean zero."""
     options = {"hidden": (8,), "latent_dim": 2, "mixture": 2}
     model, params = bound("vae", transform, sigma_value=2e-3, **options)
     z, keys = normal(6, 2), KEYS
