@@ -1,12 +1,11 @@
-"""The doors: `jaxgen train | sample | evaluate | bench | plan | list`."""
+"""The doors: `jaxgen train | sample | evaluate | compare | bench | plan | list`."""
 
 import contextlib
 import dataclasses
 import functools
-import io
+import json
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxgen import _signals
+from jaxgen import _signals, parsing
 from jaxgen._checks import RunError, UserError, unknown
 
 USAGE = """usage: jaxgen COMMAND ...
@@ -23,6 +22,7 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen train MODEL [options]   train, or continue, a run        (jaxgen train vae --help)
   jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
+  jaxgen compare RUN RUN ...     whether they differ, and by how much (jaxgen compare --help)
   jaxgen bench [MODEL ...]       measure training speed here      (jaxgen bench --help)
   jaxgen plan MODEL|EXPERIMENT   what it needs on a TPU or GPU    (jaxgen plan vae --help)
   jaxgen list                    models, data sets, experiments
@@ -107,6 +107,13 @@ class EvaluateOptions:
     """Samples whose quality is measured, against as many test examples; 0: none."""
     features: str = "auto"
     """By what: auto, classifier, random, pixels, pca; or mnist, digits, photos, shipped."""
+    ais: int = 0
+    """Temperatures of annealed importance sampling, 1000 say: a likelihood beyond the
+    bound, with the gap between its own bounds. For decoders of latents; slow."""
+    ais_chains: int = 16
+    """Chains an image, then."""
+    ais_images: int = 100
+    """Test images, then, and as many that the model makes, for the gap."""
     judge: int = 0
     """Samples to judge by a classifier of the data's own labels."""
     seed: int = 0
@@ -119,6 +126,25 @@ class EvaluateOptions:
     """Print one JSON object to standard output, all else to standard error."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Compares runs by their evaluation.json, metric by metric, and says which is better.
+
+    Runs of one config that differ in their seed are a group. A difference is claimed where
+    it stands out from the spread between training seeds (Welch's t-test, corrected for the
+    number of metrics); otherwise it says "no difference shown".
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders, each with its evaluation.json."""
+    html: Path | None = None
+    """Write a page with figures and samples to this file too."""
+    seed_variation: float = 0.02
+    """Spread between the seeds of a group of one run that is assumed, of the value."""
+    json: bool = False
+    """Print one JSON object to standard output."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; exits with 2 for a user's mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -126,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "sample": _sample,
         "evaluate": _evaluate,
+        "compare": _compare,
         "bench": _bench,
         "plan": _plan,
         "list": _list,
@@ -299,87 +326,41 @@ def _parse_config(
     if options in (TrainOptions, BenchOptions):
         parts["launch"] = processes.Launch()
     prog = prog if prog.endswith(".py") else f"{prog} {family}"
-    parsed = _parse_parts(parts, argv, prog, models.FAMILIES[family].summary)
+    parsed = parsing.parse_parts(parts, argv, prog, models.FAMILIES[family].summary)
     values = {name: getattr(parsed, name) for name in ("data", "train", "model")}
     config = configs.RunConfig(family=family, **values)
     return config, parsed.run, getattr(parsed, "launch", None)
 
 
-def _parse_parts(parts: dict[str, Any], argv: list[str], prog: str, doc: str) -> Any:
-    """Several dataclasses of options as one; `parts` are their defaults."""
-    fields: list[Any] = [(name, type(part)) for name, part in parts.items()]
-    cls = dataclasses.make_dataclass("arguments", fields, frozen=True, kw_only=True)
-    cls.__doc__ = doc
-    return _parse(cls, argv, prog, default=cls(**parts))
-
-
-def _parse_use(options: Any, argv: list[str], prog: str) -> tuple[Any, Any]:
-    """The options of a command on a run, and what its model lets one choose anew."""
-    first = [arg for arg in argv[:1] if not arg.startswith("-")]
-    folders = (arg for arg in argv if (Path(arg) / "config.json").is_file())
-    if (folder := next(folders, *first) if first else next(folders, None)) is None:
-        return _parse(options, argv, prog), None  # a mistake, told by the command
-    from jaxgen.train.rundir import RunFolder
-
-    sampling = getattr(RunFolder(Path(folder)).read_config().model, "sampling", None)
-    if sampling is None:
-        return _parse(options, argv, prog), None
-    parts = {"run": options(run=Path(folder)), "sampling": sampling}
-    argv = [arg for arg in argv if arg != folder]
-    parsed = _parse_parts(parts, argv, f"{prog} RUN", options.__doc__)
-    return parsed.run, parsed.sampling
-
-
-def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
-    """tyro, but a mistake is one line that names the nearest option."""
-    output = io.StringIO()
-    extra = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(output):
-            return tyro.cli(
-                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(cls),
-                args=argv,
-                prog=prog,
-                **extra,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(output.getvalue(), prog)) from None
-
-
-def _one_line(box: str, prog: str) -> str:
-    """The message inside tyro's box, with its nearest suggestion."""
-    lines = [line.strip("│╭╮╰╯| ") for line in box.splitlines()]
-    sections: list[list[str]] = [[]]
-    for line in filter(None, lines):
-        if set(line) <= set("─-") or line.startswith("╭"):
-            sections.append([])
-        else:
-            sections[-1].append(line)
-    # A title stands in a section of its own (plain text) or in the frame (unicode).
-    texts = [" ".join(section) for section in sections]
-    message, *rest = texts[1:] if "─" not in box else texts
-    if "─" in box:
-        message = " ".join(sections[0][1:])
-    meant = next((text for text in rest if text.startswith("Perhaps you meant:")), "")
-    near = re.search(r"--[\w-]+", meant)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{message.strip().rstrip('.')}{hint} (all options: {prog} --help)"
-
-
 def _sample(argv: list[str]) -> int:
-    parsed = _parse_use(SampleOptions, argv, "jaxgen sample")
+    parsed = parsing.parse_use(SampleOptions, argv, "jaxgen sample")
     from jaxgen import commands
 
     return commands.sample(*parsed)
 
 
 def _evaluate(argv: list[str]) -> int:
-    parsed = _parse_use(EvaluateOptions, argv, "jaxgen evaluate")
+    parsed = parsing.parse_use(EvaluateOptions, argv, "jaxgen evaluate")
     from jaxgen import commands
 
     return commands.evaluate(*parsed)
+
+
+def _compare(argv: list[str]) -> int:
+    options = parsing.parse(CompareOptions, argv, "jaxgen compare")
+    from jaxgen.evaluate import comparison, comparison_page
+
+    if options.html is not None:
+        comparison_page.check_path(options.html)
+    result = comparison.compare(options.runs, variation=options.seed_variation)
+    if options.html is not None:
+        comparison_page.write_page(result, options.html)
+    if options.json:
+        lines = [json.dumps(comparison_page.as_json(result), allow_nan=False)]
+    else:
+        lines = comparison_page.lines(result)
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    return 0
 
 
 def _list(argv: list[str]) -> int:

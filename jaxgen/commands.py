@@ -259,8 +259,9 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     """
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
-    if options.judge < 0:
-        raise UserError(f"--judge must be 0 (none) or more, got {options.judge}")
+    for flag in ("ais", "judge"):
+        if (value := getattr(options, flag)) < 0:
+            raise UserError(f"--{flag} must be 0 (none) or more, got {value}")
     if options.num != 0 and options.num < quality.LEAST:
         raise UserError(
             f"--num must be 0 (none) or at least {quality.LEAST}, got {options.num}"

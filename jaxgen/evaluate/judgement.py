@@ -10,9 +10,11 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen.evaluate import (
+    annealed,
     calibration,
     classifier,
     features,
+    formats,
     likelihood,
     quality,
     report,
@@ -68,6 +70,9 @@ def judge_wholly(
     result = judge(
         loaded, dataset, options.num_samples, num_images=num_images, seed=seed
     )
+    if options.ais:
+        effort = options.ais, options.ais_chains, options.ais_images
+        result |= anneal(loaded, dataset, effort, options.num_samples, seed)
     if options.ema_width is not None:
         result["ema_width"] = options.ema_width
     sampler = assembly.Sampler(loaded)
@@ -102,6 +107,31 @@ def _write_pairs(
         shown.append(np.concatenate([draw(start * num_at_once)[place], image]))
     picture = pictures.png(pictures.grid(np.stack(shown)), min_side=256)
     rundir.write_bytes(loaded.run.path / tables.PAIRS, picture)
+
+
+def anneal(
+    loaded: session.Loaded,
+    dataset: data.Dataset,
+    effort: tuple[int, int, int],
+    num_samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Annealed importance sampling of so much effort, told in a line."""
+    result = annealed.evaluate_annealed(
+        loaded,
+        dataset,
+        annealed.Annealing(*effort),
+        num_samples=num_samples,
+        seed=seed,
+        progress=progress(),
+    )
+    nll, gap = (
+        formats.with_error(result, f"ais_{n}") for n in ("nll_nats", "gap_nats")
+    )
+    words = f"annealed: {nll or result['ais_nll_nats']} nats ({result['ais_nll_nats_kind']}, "
+    words += f"{effort[2]:,} test images); between its bounds on simulated images: "
+    say(f"{words}{gap or result['ais_gap_nats']} nats".replace("±", "+-"))
+    return result
 
 
 def _told(loaded: session.Loaded, result: dict[str, Any]) -> str:

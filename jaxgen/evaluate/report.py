@@ -1,7 +1,7 @@
 """The report of a run: RUN/report.html, one page that needs no network and no file.
 
 It is made from the run folder, the averaged parameters and the test split, and knows no
-family by name. Layout, style, script and headings are in report.html.in beside.
+family by name. Layout, script and headings are in report.html.in beside.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 import json
 import re
 import shlex
-import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
-from jaxgen.evaluate import figures, formats, tables
+from jaxgen.evaluate import figures, formats, pages, tables
 from jaxgen.train import config as configs
 from jaxgen.train import (
     console,
@@ -59,8 +58,8 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
     early = stopping.told(records, config.train)
     ending = "finished" if loaded.step >= config.train.steps else "not finished"
     ending = "finished: stopped early" if early else ending
-    template = string.Template(Path(__file__).with_name("report.html.in").read_text())
-    page = template.substitute(
+    page = pages.filled(
+        "report.html.in",
         title=formats.text(f"{config.family} on {dataset.name}"),
         name=formats.text(run.path.absolute().name),
         progress=f"step {loaded.step:,} of {config.train.steps:,}, {ending}",
@@ -193,9 +192,7 @@ def _lines(records: list[Record], names: list[str]) -> figures.Lines:
 
 def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
     """Every grid of samples, all but the last hidden; the reals at the same scale."""
-    folder = loaded.run.samples
-    found = ((re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in folder.glob("*"))
-    grids = sorted((int(match[1]), path) for match, path in found if match)
+    folder, grids = loaded.run.samples, loaded.run.grids()
     shown = medium.of(loaded.config.model)
     num_reals = min(shown.num_samples, dataset.train.num_examples)
     # In pixels, before they were enlarged.

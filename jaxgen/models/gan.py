@@ -19,15 +19,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxgen import augmentation, columns
+from jaxgen import augmentation, columns, likelihoods
 from jaxgen.losses import gan as games
 from jaxgen.losses import penalties
 from jaxgen.models.base import (
     Aux,
     Batch,
     Model,
+    Observation,
     Player,
     example_keys,
     normal_prior,
@@ -83,9 +85,41 @@ def make_gan(config: GANConfig) -> Model:
         prior=normal_prior((_latent_dim(config),)),
         generate=generate,
         density="discrete" if of_images else "other",
+        observation=_observation(config) if of_images else None,
         views=tuple(views),
         collapse=functools.partial(collapse, certain=CERTAIN.get(config.game)),
     )
+
+
+def _observation(config: GANConfig) -> Observation:
+    """Dequantised images around the generator's: N(x; G(z), sigma^2).
+
+    With classes it is their even mixture, z being that of any; a chosen class is alone.
+    """
+    classes = np.arange(config.num_classes or 1)
+    if config.sampling.label is not None:
+        classes = classes[config.sampling.label :][:1]
+
+    def mean(params: Any, z: Array, label: Array) -> Array:
+        told = label if config.num_classes else None
+        return _to_data(config, _generated(config, params["generator"], z, told))
+
+    def log_prob(params: Any, x: Array, z: Array, log_sigma: Array) -> Array:
+        def of_class(label: Array) -> Array:
+            mu = mean(params, z, jnp.full(len(z), label))
+            return likelihoods.gaussian_log_prob(x, mu, log_sigma)
+
+        return jax.nn.logsumexp(
+            jax.vmap(of_class)(jnp.asarray(classes)), axis=0
+        ) - math.log(len(classes))
+
+    def sample(params: Any, z: Array, keys: Array, log_sigma: Array) -> Array:
+        choice, noise = _keys(2, keys)
+        chosen = jax.vmap(lambda key: jax.random.choice(key, classes))(choice)
+        draw = jax.vmap(likelihoods.gaussian_sample, (0, 0, None))
+        return draw(noise, mean(params, z, chosen), log_sigma)
+
+    return Observation(log_prob, sample, "continuous", is_fitted=True)
 
 
 def discriminate(

@@ -21,6 +21,7 @@ from jaxgen.models.base import (
     Batch,
     LogLikelihood,
     Model,
+    Observation,
     Player,
     example_keys,
     normal_prior,
@@ -123,6 +124,7 @@ def make_vae(config: VAEConfig) -> Model:
             _importance_likelihood(config, params["vae"], x, keys, num_samples)
         ),
         density=likelihood(config).density,
+        observation=_observation(config),
         views=(
             (
                 "reconstructions (data above, mean of p(x|z) at z = mu below)",
@@ -138,6 +140,23 @@ def make_vae(config: VAEConfig) -> Model:
             ),
         ),
     )
+
+
+def _observation(config: VAEConfig) -> Observation:
+    def log_prob(params: Any, x: Array, z: Array, log_sigma: Any) -> Array:
+        del log_sigma  # it has its own
+        outputs = decode(config, params["vae"], z)
+        return _log_prob(config, params["vae"], x, outputs)
+
+    def sample(params: Any, z: Array, keys: Array, log_sigma: Any) -> Array:
+        outputs = decode(config, params["vae"], z)
+        if config.likelihood == "gaussian":  # the very sigma of log_prob, unbounded
+            mu, draw = likelihood(config).mean(outputs), likelihoods.gaussian_sample
+            log_sigma = params["vae"]["log_sigma"]
+            return jax.vmap(draw, (0, 0, None))(keys, mu, log_sigma)
+        return jax.vmap(likelihood(config).sample)(keys, outputs)
+
+    return Observation(log_prob, sample, likelihood(config).density)
 
 
 def _elbo_objective(config: VAEConfig) -> Any:
