@@ -1,11 +1,9 @@
-"""The doors: `jaxgen train | sample | evaluate | bench | plan | list`."""
+"""The doors: `jaxgen train | sample | evaluate | bench | plan | verify | list`."""
 
 import contextlib
 import dataclasses
-import io
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxgen import _signals
+from jaxgen import _options, _signals
 from jaxgen._checks import RunError, UserError, unknown
 
 USAGE = """usage: jaxgen COMMAND ...
@@ -24,6 +22,7 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
   jaxgen bench [MODEL ...]       measure training speed here      (jaxgen bench --help)
   jaxgen plan MODEL|EXPERIMENT   what it needs on a TPU or GPU    (jaxgen plan vae --help)
+  jaxgen verify [FAMILY ...]     compare the mathematics with closed forms, here
   jaxgen list                    models, data sets, experiments
 """
 
@@ -108,6 +107,19 @@ class EvaluateOptions:
     """Print one JSON object to standard output, all else to standard error."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Compares the mathematics of each family with closed forms, on this machine.
+
+    Exit status 1 if a figure is further off than its tolerance.
+    """
+
+    families: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """vae, gan, flow, diffusion: by default all of them."""
+    json: bool = False
+    """Print one JSON object to standard output, all else to standard error."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; exits with 2 for a user's mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -117,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluate": _evaluate,
         "bench": _bench,
         "plan": _plan,
+        "verify": _verify,
         "list": _list,
     }
     _guarded(lambda: _dispatch(commands, argv))
@@ -294,7 +307,7 @@ def _parse_parts(parts: dict[str, Any], argv: list[str], prog: str, doc: str) ->
     fields: list[Any] = [(name, type(part)) for name, part in parts.items()]
     cls = dataclasses.make_dataclass("arguments", fields, frozen=True, kw_only=True)
     cls.__doc__ = doc
-    return _parse(cls, argv, prog, default=cls(**parts))
+    return _options.parse(cls, argv, prog, default=cls(**parts))
 
 
 def _parse_use(options: Any, argv: list[str], prog: str) -> tuple[Any, Any]:
@@ -302,54 +315,18 @@ def _parse_use(options: Any, argv: list[str], prog: str) -> tuple[Any, Any]:
     first = [arg for arg in argv[:1] if not arg.startswith("-")]
     folders = (arg for arg in argv if (Path(arg) / "config.json").is_file())
     if (folder := next(folders, *first) if first else next(folders, None)) is None:
-        return _parse(options, argv, prog), None  # a mistake, told by the command
+        return _options.parse(
+            options, argv, prog
+        ), None  # a mistake, told by the command
     from jaxgen.train.rundir import RunFolder
 
     sampling = getattr(RunFolder(Path(folder)).read_config().model, "sampling", None)
     if sampling is None:
-        return _parse(options, argv, prog), None
+        return _options.parse(options, argv, prog), None
     parts = {"run": options(run=Path(folder)), "sampling": sampling}
     argv = [arg for arg in argv if arg != folder]
     parsed = _parse_parts(parts, argv, f"{prog} RUN", options.__doc__)
     return parsed.run, parsed.sampling
-
-
-def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
-    """tyro, but a mistake is one line that names the nearest option."""
-    output = io.StringIO()
-    extra = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(output):
-            return tyro.cli(
-                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(cls),
-                args=argv,
-                prog=prog,
-                **extra,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(output.getvalue(), prog)) from None
-
-
-def _one_line(box: str, prog: str) -> str:
-    """The message inside tyro's box, with its nearest suggestion."""
-    lines = [line.strip("│╭╮╰╯| ") for line in box.splitlines()]
-    sections: list[list[str]] = [[]]
-    for line in filter(None, lines):
-        if set(line) <= set("─-") or line.startswith("╭"):
-            sections.append([])
-        else:
-            sections[-1].append(line)
-    # A title stands in a section of its own (plain text) or in the frame (unicode).
-    texts = [" ".join(section) for section in sections]
-    message, *rest = texts[1:] if "─" not in box else texts
-    if "─" in box:
-        message = " ".join(sections[0][1:])
-    meant = next((text for text in rest if text.startswith("Perhaps you meant:")), "")
-    near = re.search(r"--[\w-]+", meant)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{message.strip().rstrip('.')}{hint} (all options: {prog} --help)"
 
 
 def _sample(argv: list[str]) -> int:
@@ -364,6 +341,13 @@ def _evaluate(argv: list[str]) -> int:
     from jaxgen import commands
 
     return commands.evaluate(*parsed)
+
+
+def _verify(argv: list[str]) -> int:
+    options = _options.parse(VerifyOptions, argv, "jaxgen verify")
+    from jaxgen.verify import command
+
+    return command.verify(options.families, as_json=options.json)
 
 
 def _list(argv: list[str]) -> int:
