@@ -175,7 +175,9 @@ PLANTED = [
     (averaging, "width_to_gamma", of_results(lambda g: g + 1), "diffusion-averages", "exponents"),
 ]
 # fmt: on
-SLOW = {"vae-annealed", "diffusion-bounds", "diffusion-likelihoods"}
+# Programs that take a while to compile.
+SLOW = {"vae-annealed", "flow-densities", "diffusion-bounds", "diffusion-likelihoods"}
+SLOW |= {"observed order", "covariance"}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ SLOW = {"vae-annealed", "diffusion-bounds", "diffusion-likelihoods"}
         pytest.param(
             *case,
             id=f"{case[1]}-{case[4]}",
-            marks=[pytest.mark.slow] * (case[3] in SLOW),
+            marks=[pytest.mark.slow] * bool(SLOW & set(case[3:])),
         )
         for case in PLANTED
     ],
