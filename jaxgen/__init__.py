@@ -26,6 +26,7 @@ _MODULES = (
     "samplers",
     "schedules",
     "train",
+    "verify",
 )
 
 

@@ -1,4 +1,4 @@
-"""The doors: `jaxgen train | sample | evaluate | compare | bench | plan | list`."""
+"""The doors: `jaxgen train | sample | evaluate | compare | bench | plan | verify | list`."""
 
 import contextlib
 import dataclasses
@@ -25,6 +25,7 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen compare RUN RUN ...     whether they differ, and by how much (jaxgen compare --help)
   jaxgen bench [MODEL ...]       measure training speed here      (jaxgen bench --help)
   jaxgen plan MODEL|EXPERIMENT   what it needs on a TPU or GPU    (jaxgen plan vae --help)
+  jaxgen verify [FAMILY ...]     compare the mathematics with closed forms, here
   jaxgen list                    models, data sets, experiments
 """
 
@@ -145,6 +146,19 @@ class CompareOptions:
     """Print one JSON object to standard output."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Compares the mathematics of each family with closed forms, on this machine.
+
+    Exit status 1 if a figure is further off than its tolerance.
+    """
+
+    families: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """vae, gan, flow, diffusion: by default all of them."""
+    json: bool = False
+    """Print one JSON object to standard output, all else to standard error."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; exits with 2 for a user's mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -155,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "compare": _compare,
         "bench": _bench,
         "plan": _plan,
+        "verify": _verify,
         "list": _list,
     }
     guarded(lambda: _dispatch(commands, argv))
@@ -301,7 +316,9 @@ def _plan(argv: list[str], *, prog: str = "jaxgen plan", **defaults: Any) -> int
         return 0 if argv else 2
     if argv[0].endswith(".py"):  # its main knows its defaults
         if not Path(argv[0]).is_file():
-            raise UserError(unknown("experiment", argv[0], _experiments()))
+            from jaxgen import listing
+
+            raise UserError(unknown("experiment", argv[0], listing.experiments()))
         os.execv(sys.executable, [sys.executable, argv[0], "plan", *argv[1:]])
     config, options, _ = _parse_config(argv[0], argv[1:], prog, PlanOptions, defaults)
 
@@ -363,29 +380,17 @@ def _compare(argv: list[str]) -> int:
     return 0
 
 
+def _verify(argv: list[str]) -> int:
+    options = parsing.parse(VerifyOptions, argv, "jaxgen verify")
+    from jaxgen.verify import command
+
+    return command.verify(options.families, as_json=options.json)
+
+
 def _list(argv: list[str]) -> int:
     if argv:
         raise UserError(f"jaxgen list takes no arguments, got {' '.join(argv)}")
-    from jaxgen import data, models
+    from jaxgen import listing
 
-    rows = [("models", {name: f.summary for name, f in models.FAMILIES.items()})]
-    rows.append(("data sets (--data)", data.described()))
-    rows.append(("experiments", _experiments()))
-    for title, entries in rows:
-        sys.stdout.write(f"{title}\n")
-        width = max((len(name) for name in entries), default=0)
-        for name, summary in entries.items():
-            sys.stdout.write(f"  {name:<{width}}  {summary}\n")
+    sys.stdout.write(listing.text())
     return 0
-
-
-def _experiments() -> dict[str, str]:
-    """Scripts of the clone this package is installed from, with their first lines."""
-    import ast
-
-    folder = Path(__file__).parent.parent / "experiments"
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-        found[f"experiments/{path.name}"] = docstring.split("\n")[0]
-    return found or {"(none)": "they lie in a clone of the repository"}

@@ -8,7 +8,6 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
-import linear_gaussian
 import numpy as np
 import pytest
 from arrays import normal
@@ -22,6 +21,7 @@ from jaxgen.evaluate.likelihood import evaluate_likelihood
 from jaxgen.models.base import LogLikelihood, Model, Observation, indexed_keys
 from jaxgen.train import config as configs
 from jaxgen.train.session import Loaded
+from jaxgen.verify import linear_gaussian
 
 NUM = 40
 EFFORT = annealed.Annealing(200, 8, NUM)

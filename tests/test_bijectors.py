@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flows import CASES, data, made, mlp, random_params, randomised
 from scipy import stats
 
-from jaxgen import bijectors
+from jaxgen import bijectors, verify
+from jaxgen.verify.cases import CASES, data, made, mlp, random_params, randomised
+from jaxgen.verify.flow import check
 
 KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("x64")
@@ -26,30 +27,22 @@ def jacobian(way, params, x, condition):
 
 @pytest.mark.parametrize("name", CASES)
 def test_log_determinants_are_those_of_the_jacobians_both_ways(name):
+    verify.require(check(CASES[name]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_are_not_the_identity(name):
+    """Of which nothing could be seen."""
     case = CASES[name]
-    params = random_params(case)
     x, condition = data(case, jax.random.key(1))
-
-    @jax.jit
-    def everything(params, x, condition):
-        z, log_det = case.bijector.to_latent(params, x, condition)
-        back, log_det_back = case.bijector.to_data(params, z, condition)
-        matrix = jacobian(case.bijector.to_latent, params, x, condition)
-        matrix_back = jacobian(case.bijector.to_data, params, z, condition)
-        return z, log_det, back, log_det_back, matrix, matrix_back
-
-    z, log_det, back, log_det_back, *matrices = everything(params, x, condition)
-    truth, truth_back = (np.linalg.slogdet(matrix)[1] for matrix in matrices)
-    np.testing.assert_allclose(log_det, truth, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(log_det_back, truth_back, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(back, x, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-9, atol=1e-9)
+    z, log_det = jax.jit(case.bijector.to_latent)(random_params(case), x, condition)
     assert log_det.shape == (3,)
     if not case.is_identity:
         assert np.max(np.abs(z.ravel() - x.ravel())) > 0.05
         assert np.ptp(log_det) > 1e-3 or np.max(np.abs(log_det)) > 0.05
     else:
         np.testing.assert_array_equal(np.sort(z.ravel()), np.sort(x.ravel()))
+        back, _ = case.bijector.to_data(random_params(case), z, condition)
         np.testing.assert_array_equal(back, x)
         np.testing.assert_array_equal(log_det, 0)
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flows import CASES, made, mlp, random_params, randomised
 from scipy import interpolate, stats
 
 from jaxgen import bijectors
 from jaxgen.losses import flow as losses
+from jaxgen.verify.cases import CASES, made, mlp, random_params, randomised
 
 KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("x64")

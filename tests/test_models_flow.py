@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flows import randomised
 
 from jaxgen import models
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.models import flow
 from jaxgen.models.base import indexed_keys
+from jaxgen.verify.cases import randomised
 
 KEY = jax.random.key(0)
 SMALL = {"width": 8, "layers": 1, "bins": 4}

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flows import randomised
 
 from jaxgen import bijectors
 from jaxgen.nets import flow as nets
+from jaxgen.verify.cases import randomised
 
 KEY = jax.random.key(0)
 AFFINE = bijectors.affine()
