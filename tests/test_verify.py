@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from jaxgen import (
 )
 from jaxgen.losses import gan
 from jaxgen.verify import gan as gan_oracles
-from jaxgen.verify import records
+from jaxgen.verify import linear_gaussian, records
 from jaxgen.verify import vae as vae_oracles
 
 ORACLES = {f"{f}-{o.__name__}": o for f, os in verify.ORACLES.items() for o in os}
@@ -26,6 +27,7 @@ LONG |= {"flow-densities", "gan-games"}
 
 
 def run(oracle):
+    jax.clear_caches()  # of single precision: JAX keeps arrays of NumPy as it saw them
     with records.exactly():
         return oracle()
 
@@ -38,6 +40,12 @@ def test_every_oracle_passes_here(name):
     found = run(ORACLES[name])
     verify.require(found)
     assert len({record.name for record in found}) == len(found) > 1
+
+
+def test_single_precision_before_leaves_no_trace():
+    jax.jit(linear_gaussian.log_likelihood)(jnp.ones((5, 2)), jnp.ones((5, 4)))
+    with records.exactly():
+        verify.require(vae_oracles.exact_posterior())
 
 
 # ---- what is the user's own

@@ -18,6 +18,8 @@ and of what is yours, in the same form:
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import jax
+
 from jaxgen import _checks
 from jaxgen.verify import diffusion, flow, gan, vae
 from jaxgen.verify.diffusion import schedule
@@ -56,5 +58,6 @@ def run(family: str) -> Records:
         ValueError: if there is no such family.
     """
     _checks.check_in("verify.run", "family", family, ORACLES)
+    jax.clear_caches()  # of single precision: JAX keeps arrays of NumPy as it saw them
     with exactly():
         return tuple(record for oracle in ORACLES[family] for record in oracle())

@@ -29,8 +29,9 @@ def posterior_mean(x: np.ndarray) -> np.ndarray:
 
 def log_likelihood(z: Array, x: ArrayLike, bias: ArrayLike = BIAS) -> Array:
     """Log p(x|z), z `[..., 2]` and x `[..., 4]` -> `[...]`."""
-    x = jnp.asarray(x)
-    centred = x - jnp.broadcast_to(jnp.asarray(bias), x.shape)
-    residual = jnp.broadcast_to(centred, (*z.shape[:-1], 4)) - z @ jnp.asarray(W.T)
+    # Of this type: JAX remembers as what type it has seen an array of NumPy.
+    x, bias, w = (jnp.asarray(a, z.dtype) for a in (x, bias, W))
+    centred = x - jnp.broadcast_to(bias, x.shape)
+    residual = jnp.broadcast_to(centred, (*z.shape[:-1], 4)) - z @ w.T
     squares = jnp.sum(jnp.square(residual), -1)
     return -0.5 * squares / SIGMA**2 - 2 * np.log(2 * np.pi) - 4 * np.log(SIGMA)
