@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 from matplotlib.figure import Figure
 
-from jaxgen import targets
+from jaxgen import cli, targets
 from jaxgen._checks import UserError, unknown
 from jaxgen.evaluate import known
 
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import tyro
 
-from jaxgen import targets
+from jaxgen import cli, targets
 from jaxgen._checks import UserError, unknown
 from jaxgen.evaluate import known
 
@@ -57,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main)

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from jaxgen import targets
+from jaxgen import cli, targets
 from jaxgen._checks import UserError, unknown
 from jaxgen.evaluate import known, modes
 from jaxgen.models import gan
@@ -89,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main)

@@ -27,6 +27,7 @@ _MODULES = (
     "samplers",
     "schedules",
     "train",
+    "verify",
 )
 
 

@@ -8,7 +8,7 @@ def main() -> None:
     _signals.end_quietly()  # before the imports: they take their half second
     from jaxgen import cli
 
-    cli.main()
+    _signals.fail_at_once(cli.main)
 
 
 if __name__ == "__main__":

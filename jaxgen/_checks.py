@@ -14,6 +14,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 class UserError(Exception):
     """A mistake of the person at the command line: one clear line, exit status 2."""
@@ -100,12 +102,12 @@ def check_rising(function: str, **ends: float) -> None:
 
 
 def check_finite_options(config: Any) -> None:
-    """Raises UserError for a number among a dataclass's options that is not finite."""
+    """Raises UserError for a number among a dataclass's options that float32 cannot hold."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not abs(value) <= FLOAT32_MAX:
             flag = field.name.replace("_", "-")
-            raise UserError(f"--{flag} must be a finite number, got {value}")
+            raise UserError(f"--{flag} must be a finite number of float32, got {value}")
 
 
 def check_at_least(config: Any, least: int, *names: str) -> None:

@@ -1,7 +1,10 @@
-"""Ctrl-C and `kill`, outside the training loop (which saves first)."""
+"""How a process ends: Ctrl-C and `kill` outside the training loop, and a failure."""
 
+import contextlib
 import os
 import signal
+import sys
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -13,6 +16,23 @@ def end_quietly() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
+
+
+def fail_at_once(command: Callable[[], None]) -> None:
+    """Runs a command; where it exits with a status that is not 0, the process ends there.
+
+    Libraries begin threads when they are imported; an interpreter that is torn down a
+    moment later now and then aborts with status 134 and words of its own.
+    """
+    try:
+        command()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(stop.code if isinstance(stop.code, int) else 1)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -1,11 +1,11 @@
-"""The doors: `jaxgen train | sample | evaluate | bench | plan | list`."""
+"""The doors: `jaxgen train | sample | evaluate | compare | bench | plan | verify | list`."""
 
 import contextlib
 import dataclasses
-import io
+import functools
+import json
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxgen import _signals
+from jaxgen import _signals, parsing
 from jaxgen._checks import RunError, UserError, unknown
 
 USAGE = """usage: jaxgen COMMAND ...
@@ -22,8 +22,10 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen train MODEL [options]   train, or continue, a run        (jaxgen train vae --help)
   jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
+  jaxgen compare RUN RUN ...     whether they differ, and by how much (jaxgen compare --help)
   jaxgen bench [MODEL ...]       measure training speed here      (jaxgen bench --help)
   jaxgen plan MODEL|EXPERIMENT   what it needs on a TPU or GPU    (jaxgen plan vae --help)
+  jaxgen verify [FAMILY ...]     compare the mathematics with closed forms, here
   jaxgen list                    models, data sets, experiments
 """
 
@@ -60,6 +62,9 @@ class PlanOptions:
 
     target: str = tyro.MISSING
     """Accelerators to compile for: v5e:2x4, v6e:2x2, v5p:2x2x1, h100:8, ..."""
+    search: bool = True
+    """Look for the largest batch that fits too: a compilation for each that is tried,
+    minutes each of a large model."""
     json: bool = False
     """Print one JSON object to standard output, all else to standard error."""
 
@@ -80,7 +85,10 @@ class SampleOptions:
     ema_width: float | None = None
     """Use the average of this width, rebuilt from what --ema-widths has stored."""
     out: Path | None = None
-    """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; by default RUN/sample.png."""
+    """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; of rows F.csv, F.npz or F.png; by
+    default RUN/sample.png or RUN/sample.csv."""
+    log_prob: bool = False
+    """Beside each row of a table log p(row | its context) in nats, in F.csv or F.npz."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,14 +104,57 @@ class EvaluateOptions:
     """Effort of a likelihood estimate: K of importance sampling."""
     num_images: int | None = None
     """Likelihood of so many test images, spread over the split; by default of all."""
+    num: int = 2000
+    """Samples whose quality is measured, against as many test examples; 0: none."""
+    features: str = "auto"
+    """By what: auto, classifier, random, pixels, pca; or mnist, digits, photos, shipped."""
+    ais: int = 0
+    """Temperatures of annealed importance sampling, 1000 say: a likelihood beyond the
+    bound, with the gap between its own bounds. For decoders of latents; slow."""
+    ais_chains: int = 16
+    """Chains an image, then."""
+    ais_images: int = 100
+    """Test images, then, and as many that the model makes, for the gap."""
     judge: int = 0
-    """Samples to judge by a classifier that is trained on the data's labels once."""
+    """Samples to judge by a classifier of the data's own labels."""
     seed: int = 0
     """Fixes the noise of the estimate, and the samples that are judged."""
     data_dir: str | None = None
     """Where the data lie now, if not where they lay in training."""
     ema_width: float | None = None
     """Judge the average of this width, rebuilt from what --ema-widths has stored."""
+    json: bool = False
+    """Print one JSON object to standard output, all else to standard error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Compares runs by their evaluation.json, metric by metric, and says which is better.
+
+    Runs of one config that differ in their seed are a group. A difference is claimed where
+    it stands out from the spread between training seeds (Welch's t-test, corrected for the
+    number of metrics); otherwise it says "no difference shown".
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders, each with its evaluation.json."""
+    html: Path | None = None
+    """Write a page with figures and samples to this file too."""
+    seed_variation: float = 0.02
+    """Spread between the seeds of a group of one run that is assumed, of the value."""
+    json: bool = False
+    """Print one JSON object to standard output."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Compares the mathematics of each family with closed forms, on this machine.
+
+    Exit status 1 if a figure is further off than its tolerance.
+    """
+
+    families: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """vae, gan, flow, diffusion: by default all of them."""
     json: bool = False
     """Print one JSON object to standard output, all else to standard error."""
 
@@ -115,11 +166,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "sample": _sample,
         "evaluate": _evaluate,
+        "compare": _compare,
         "bench": _bench,
         "plan": _plan,
+        "verify": _verify,
         "list": _list,
     }
-    _guarded(lambda: _dispatch(commands, argv))
+    guarded(lambda: _dispatch(commands, argv))
 
 
 def experiment(family: str, **defaults: Any) -> None:
@@ -134,7 +187,8 @@ def experiment(family: str, **defaults: Any) -> None:
     _signals.end_quietly()
     prog, *argv = sys.argv
     command, argv = (_plan, argv[1:]) if argv[:1] == ["plan"] else (_train, argv)
-    _guarded(lambda: command([family, *argv], prog=prog, **defaults))
+    run = functools.partial(command, [family, *argv], prog=prog, **defaults)
+    _signals.fail_at_once(lambda: guarded(run))
 
 
 def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
@@ -146,8 +200,12 @@ def _dispatch(commands: dict[str, Any], argv: list[str]) -> int:
     return commands[argv[0]](argv[1:])
 
 
-def _guarded(command: Any) -> None:
-    """Runs a command; every expected failure becomes one line and a status."""
+def guarded(command: Any) -> None:
+    """Runs a command and exits; every expected failure becomes one line and a status.
+
+    Args:
+        command: Returns the status, or None for 0.
+    """
     _silence_libraries()
     try:
         status = command()
@@ -258,7 +316,9 @@ def _plan(argv: list[str], *, prog: str = "jaxgen plan", **defaults: Any) -> int
         return 0 if argv else 2
     if argv[0].endswith(".py"):  # its main knows its defaults
         if not Path(argv[0]).is_file():
-            raise UserError(unknown("experiment", argv[0], _experiments()))
+            from jaxgen import listing
+
+            raise UserError(unknown("experiment", argv[0], listing.experiments()))
         os.execv(sys.executable, [sys.executable, argv[0], "plan", *argv[1:]])
     config, options, _ = _parse_config(argv[0], argv[1:], prog, PlanOptions, defaults)
 
@@ -283,113 +343,54 @@ def _parse_config(
     if options in (TrainOptions, BenchOptions):
         parts["launch"] = processes.Launch()
     prog = prog if prog.endswith(".py") else f"{prog} {family}"
-    parsed = _parse_parts(parts, argv, prog, models.FAMILIES[family].summary)
+    parsed = parsing.parse_parts(parts, argv, prog, models.FAMILIES[family].summary)
     values = {name: getattr(parsed, name) for name in ("data", "train", "model")}
     config = configs.RunConfig(family=family, **values)
     return config, parsed.run, getattr(parsed, "launch", None)
 
 
-def _parse_parts(parts: dict[str, Any], argv: list[str], prog: str, doc: str) -> Any:
-    """Several dataclasses of options as one; `parts` are their defaults."""
-    fields: list[Any] = [(name, type(part)) for name, part in parts.items()]
-    cls = dataclasses.make_dataclass("arguments", fields, frozen=True, kw_only=True)
-    cls.__doc__ = doc
-    return _parse(cls, argv, prog, default=cls(**parts))
-
-
-def _parse_use(options: Any, argv: list[str], prog: str) -> tuple[Any, Any]:
-    """The options of a command on a run, and what its model lets one choose anew."""
-    first = [arg for arg in argv[:1] if not arg.startswith("-")]
-    folders = (arg for arg in argv if (Path(arg) / "config.json").is_file())
-    if (folder := next(folders, *first) if first else next(folders, None)) is None:
-        return _parse(options, argv, prog), None  # a mistake, told by the command
-    from jaxgen.train.rundir import RunFolder
-
-    sampling = getattr(RunFolder(Path(folder)).read_config().model, "sampling", None)
-    if sampling is None:
-        return _parse(options, argv, prog), None
-    parts = {"run": options(run=Path(folder)), "sampling": sampling}
-    place = argv.index(folder)
-    argv = [*argv[:place], *argv[place + 1 :]]
-    parsed = _parse_parts(parts, argv, f"{prog} RUN", options.__doc__)
-    return parsed.run, parsed.sampling
-
-
-def _parse(cls: Any, argv: list[str], prog: str, default: Any = None) -> Any:
-    """tyro, but a mistake is one line that names the nearest option."""
-    output = io.StringIO()
-    extra = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(output):
-            return tyro.cli(
-                tyro.conf.configure(tyro.conf.OmitArgPrefixes)(cls),
-                args=argv,
-                prog=prog,
-                **extra,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(output.getvalue(), prog)) from None
-
-
-def _one_line(box: str, prog: str) -> str:
-    """The message inside tyro's box, with its nearest suggestion."""
-    lines = [line.strip("│╭╮╰╯| ") for line in box.splitlines()]
-    sections: list[list[str]] = [[]]
-    for line in filter(None, lines):
-        if set(line) <= set("─-") or line.startswith("╭"):
-            sections.append([])
-        else:
-            sections[-1].append(line)
-    # A title stands in a section of its own (plain text) or in the frame (unicode).
-    texts = [" ".join(section) for section in sections]
-    message, *rest = texts[1:] if "─" not in box else texts
-    if "─" in box:
-        message = " ".join(sections[0][1:])
-    meant = next((text for text in rest if text.startswith("Perhaps you meant:")), "")
-    near = re.search(r"--[\w-]+", meant)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{message.strip().rstrip('.')}{hint} (all options: {prog} --help)"
-
-
 def _sample(argv: list[str]) -> int:
-    parsed = _parse_use(SampleOptions, argv, "jaxgen sample")
+    parsed = parsing.parse_use(SampleOptions, argv, "jaxgen sample")
     from jaxgen import commands
 
     return commands.sample(*parsed)
 
 
 def _evaluate(argv: list[str]) -> int:
-    parsed = _parse_use(EvaluateOptions, argv, "jaxgen evaluate")
+    parsed = parsing.parse_use(EvaluateOptions, argv, "jaxgen evaluate")
     from jaxgen import commands
 
     return commands.evaluate(*parsed)
 
 
-def _list(argv: list[str]) -> int:
-    if argv:
-        raise UserError(f"jaxgen list takes no arguments, got {' '.join(argv)}")
-    from jaxgen import data, models
+def _compare(argv: list[str]) -> int:
+    options = parsing.parse(CompareOptions, argv, "jaxgen compare")
+    from jaxgen.evaluate import comparison, comparison_page
 
-    rows = [("models", {name: f.summary for name, f in models.FAMILIES.items()})]
-    rows.append(("data sets (--data)", data.described()))
-    rows.append(("experiments", _experiments()))
-    for title, entries in rows:
-        sys.stdout.write(f"{title}\n")
-        width = max((len(name) for name in entries), default=0)
-        for name, summary in entries.items():
-            sys.stdout.write(f"  {name:<{width}}  {summary}\n")
+    if options.html is not None:
+        comparison_page.check_path(options.html)
+    result = comparison.compare(options.runs, variation=options.seed_variation)
+    if options.html is not None:
+        comparison_page.write_page(result, options.html)
+    if options.json:
+        lines = [json.dumps(comparison_page.as_json(result), allow_nan=False)]
+    else:
+        lines = comparison_page.lines(result)
+    sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
 
-def _experiments() -> dict[str, str]:
-    """Scripts of the clone this package is installed from, with their first lines."""
-    import ast
+def _verify(argv: list[str]) -> int:
+    options = parsing.parse(VerifyOptions, argv, "jaxgen verify")
+    from jaxgen.verify import command
 
-    folder = Path(__file__).parent.parent / "experiments"
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-        found[f"experiments/{path.name}"] = docstring.split("\n")[0]
-    return found or {"(none)": "they lie in a clone of the repository"}
+    return command.verify(options.families, as_json=options.json)
+
+
+def _list(argv: list[str]) -> int:
+    if argv:
+        raise UserError(f"jaxgen list takes no arguments, got {' '.join(argv)}")
+    from jaxgen import listing
+
+    sys.stdout.write(listing.text())
+    return 0

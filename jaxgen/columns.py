@@ -1,6 +1,7 @@
 """The columns of a table: what their values may be, and the map to the whole line."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -99,6 +100,17 @@ def features(columns: Sequence[Column], x: Array) -> Array:
         else:
             told.append(to_line([column]).to_latent((), one + column.step / 2)[0])
     return jnp.concatenate(told, axis=1)
+
+
+def misfit(column: Column, value: float) -> str | None:
+    """What a column's values are, where this can be none of them; else None."""
+    if not math.isfinite(value):
+        return "a finite number"
+    if column.kind == "positive" and not value + column.step / 2 > 0:
+        return "above 0"
+    if column.kind == "bounded" and not column.low <= value <= column.high:
+        return f"in {column.low:g}..{column.high:g}"
+    return None
 
 
 def spread(columns: Sequence[Column], x: Array, keys: Array) -> Array:

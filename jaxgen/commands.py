@@ -1,11 +1,8 @@
 """What each command does, once its arguments are parsed."""
 
 import contextlib
-import csv
 import dataclasses
-import functools
 import importlib.util
-import io
 import json
 import math
 import signal
@@ -22,7 +19,7 @@ from jaxgen import data
 from jaxgen._checks import RunError, UserError
 from jaxgen.bench import plan as planning
 from jaxgen.bench import throughput
-from jaxgen.evaluate import classifier, judgement
+from jaxgen.evaluate import judgement, likelihood, quality, tables
 from jaxgen.train import (
     assembly,
     checkpoint,
@@ -32,7 +29,6 @@ from jaxgen.train import (
     loop,
     medium,
     parallel,
-    pictures,
     processes,
     rundir,
     session,
@@ -176,32 +172,31 @@ def sample(options: Any, sampling: Any = None) -> int:
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
     loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
+    if options.log_prob:
+        _check_log_prob(loaded, out)
     for note in loaded.notes:
         say(note)
     draw = assembly.Sampler(loaded)
     starts = range(0, options.num, draw.num)
     samples = [draw(loaded.params, options.seed, start) for start in starts]
     samples = np.concatenate(samples)[: options.num]
-    if out.suffix == ".csv":
-        names = [column.name for column in loaded.config.model.columns]
-        rundir.write_text(out, _csv(names, samples))
-    elif out.suffix == ".npz":
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {shown.unit: samples}
-        np.savez_compressed(buffer, **arrays)
-        rundir.write_bytes(out, buffer.getvalue())
-    else:
-        rundir.write_bytes(out, pictures.png(shown.picture(samples), min_side=256))
+    beside = {}
+    if options.log_prob:
+        beside["log_prob"] = likelihood.log_prob(loaded, samples, seed=options.seed)
+    content = medium.file_of(loaded.config.model, out.suffix, samples, beside)
+    rundir.write_bytes(out, content)
     sys.stdout.write(f"{out}\n")
     return 0
 
 
-def _csv(names: Sequence[str], rows: np.ndarray) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([[f"{value:.9g}" for value in row] for row in rows])
-    return text.getvalue()
+def _check_log_prob(loaded: session.Loaded, out: Path) -> None:
+    columns = getattr(loaded.config.model, "columns", None)
+    if columns is None or loaded.model.log_likelihood is None:
+        raise UserError("--log-prob is for rows of a table, and models with a density")
+    if out.suffix == ".png":
+        raise UserError(f"--log-prob: --out must end in .csv or .npz, got {out}")
+    if out.suffix == ".csv" and "log_prob" in [column.name for column in columns]:
+        raise UserError("--log-prob: the table has a column of this name: --out F.npz")
 
 
 def bench(config: configs.RunConfig, options: Any) -> int:
@@ -237,7 +232,8 @@ def plan(config: configs.RunConfig, options: Any) -> int:
     Raises:
         RunError: if it does not fit, after telling what would.
     """
-    result = {"target": options.target, **planning.ask(config, options.target)}
+    told = planning.ask(config, options.target, search=options.search)
+    result = {"target": options.target, **told}
     for note in result["notes"]:
         say(note)
     if options.json:
@@ -246,11 +242,12 @@ def plan(config: configs.RunConfig, options: Any) -> int:
         _print_table(result)
     sys.stdout.flush()
     if not result["fits"]:
+        largest = result["largest_batch_per_device"]
         raise RunError(
             f"{result['batch_per_device']:,} examples a device need "
             f"{result['bytes_needed'] / 2**30:.2f} GiB of {options.target}'s "
-            f"{result['bytes_usable'] / 2**30:.2f} GiB; "
-            f"{result['largest_batch_per_device']:,} fit"
+            f"{result['bytes_usable'] / 2**30:.2f} GiB"
+            + ("" if largest is None else f"; {largest:,} fit")
             + (f" ({result['compiler']})" if result["compiler"] else "")
         )
     return 0
@@ -265,8 +262,13 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     """
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
-    if options.judge < 0:
-        raise UserError(f"--judge must be 0 (none) or more, got {options.judge}")
+    for flag in ("ais", "judge"):
+        if (value := getattr(options, flag)) < 0:
+            raise UserError(f"--{flag} must be 0 (none) or more, got {value}")
+    if options.num != 0 and options.num < quality.LEAST:
+        raise UserError(
+            f"--num must be 0 (none) or at least {quality.LEAST}, got {options.num}"
+        )
     _check_seed(options.seed)
     loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
     config = loaded.config.data
@@ -282,27 +284,12 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     other = loaded.run.check_data(session.data_identity(dataset))
     for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
         say(note)
-    # First, since it may refuse the data.
-    judged = dataset.parts or dataset
-    judge = classifier.make_classifier(judged) if options.judge else None
-    seed, num_images = options.seed, options.num_images
-    result = judgement.judge(
-        loaded, dataset, options.num_samples, num_images=num_images, seed=seed
-    )
-    if options.ema_width is not None:
-        result["ema_width"] = options.ema_width
-    if judge is not None:
-        draw = functools.partial(assembly.Sampler(loaded), loaded.params, seed)
-        num, told = options.judge, judgement.progress()
-        if dataset.parts is None:
-            seen = classifier.judge(judge, draw, dataset.test, num, progress=told)
-        else:
-            seen = classifier.judge_stacked(judge, draw, judged, num, progress=told)
-        result |= seen
+    result = judgement.judge_wholly(loaded, dataset, options)
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     else:
         _print_table(result)
+        sys.stdout.write(tables.text(result))
     sys.stdout.flush()
     # Last: the figures are already told. The page is of the data as they were trained on.
     dataset = data.with_validation(dataset, loaded.config.train.patience)

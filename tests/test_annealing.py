@@ -5,13 +5,13 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import linear_gaussian
 import numpy as np
 import pytest
 import scipy.stats
 from arrays import normal
 
 from jaxgen import annealing
+from jaxgen.verify import linear_gaussian
 
 # x simulated with known z: what the reverse run wants.
 NUM, NUM_CHAINS = 1000, 4

@@ -3,13 +3,16 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxgen.columns import Column
 from jaxgen.data import ArraySource
 from jaxgen.evaluate import calibration
 from jaxgen.models import flow
+from jaxgen.models.base import LogLikelihood, Model, normal_prior
 
 
 class Stub(NamedTuple):
@@ -66,6 +69,56 @@ def test_ranks_are_within_the_row_s_own_context():
     result = judged(rows, (Column(name="c", is_context=True), Column(name="a")))
     assert list(result["ranks"]) == ["a"]
     assert result["rank_p_min"] > 1e-3
+
+
+def test_ranks_are_of_samples_that_are_given_what_their_row_was():
+    """A flow whose mean is the context: ranks among another row's samples are extreme."""
+    columns = (Column(name="a"), Column(name="c", is_context=True))
+    config, _ = flow.resolve(
+        flow.FlowConfig(width=8, depth=1, bins=2), (2,), None, None, columns
+    )
+
+    def log_prob(params, x, keys, condition=None, *, num_samples):
+        del params, keys, num_samples
+        given = x[:, 1:] if condition is None else condition
+        return LogLikelihood(
+            nats=-0.5 * jnp.sum((x[:, :1] - given) ** 2, axis=1), kind="exact"
+        )
+
+    shifted = Model(
+        init=lambda key, batch: ((), ()),
+        players=(),
+        prior=normal_prior((1,)),
+        generate=lambda params, z, keys, condition: jnp.concatenate(
+            [z + condition, condition], axis=1
+        ),
+        log_likelihood=log_prob,
+    )
+    rng = np.random.default_rng(0)
+    given = 30 * rng.normal(size=(400, 1))
+    rows = np.concatenate([given + rng.normal(size=(400, 1)), given], 1)
+    source = ArraySource(rows.astype(np.float32))
+    loaded = Stub(shifted, Config(config), ())
+    result = calibration.evaluate_calibration(loaded, source)
+    assert list(result["ranks"]) == ["a"]
+    assert result["rank_p_min"] > 1e-3
+    assert result["density_rank_p"] > 1e-3
+    assert abs(result["coverage_80"] - 0.8) < 0.08
+
+
+def test_every_row_has_samples_of_its_own():
+    """Of one row again and again the ranks differ."""
+    result = judged(np.full((200, 1), 3.0), (Column(name="a", mean=3.0),))
+    assert np.count_nonzero(result["ranks"]["a"]) >= 3
+
+
+def test_the_worst_column_is_told_with_a_price_for_their_number():
+    uniform = (np.arange(500) + 0.5) / 500
+    ranks = np.stack([uniform, uniform**1.15, uniform], 1)
+    p_value = stats.kstest(uniform**1.15, "uniform").pvalue
+    result = calibration.summarise(ranks, uniform, ["a", "b", "c"])
+    assert result["rank_p_column"] == "b"
+    assert result["rank_p_min"] == pytest.approx(3 * p_value)
 
 
 def test_summary_counts_regions_from_the_densest():

@@ -1,6 +1,7 @@
 """The doors: what a person types, and what comes back."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_sample_depends_on_seed_and_index_only(run, tmp_path, capsys):
 
 
 def test_evaluate_prints_one_json_object_over_the_whole_test_split(run, capsys):
-    argv = ("evaluate", run, "--num-samples", "3", "--json")
+    argv = ("evaluate", run, "--num-samples", "3", "--num", "0", "--json")
     status, out, _ = call(capsys, *argv)
     assert status == 0
     result = json.loads(out)
@@ -110,7 +111,7 @@ def test_evaluate_prints_one_json_object_over_the_whole_test_split(run, capsys):
 
 
 def test_evaluate_and_sample_use_an_average_of_another_width(run, tmp_path, capsys):
-    argv = ("evaluate", run, "--num-samples", 3, "--json")
+    argv = ("evaluate", run, "--num-samples", 3, "--num", 0, "--json")
     given = json.loads(call(capsys, *argv)[1])
     status, out, err = call(capsys, *argv, "--ema-width", 0.08)
     assert status == 0, err
@@ -196,10 +197,13 @@ MISTAKES = {
     "run": (["sample", "/no/such/run"], "no such run folder"),
     "out": (["sample", "RUN", "--out", "a.gif"], ".png or .npz"),
     "out folder": (["sample", "RUN", "--out", "/no/such/a.png"], "no such folder"),
+    "density": (["sample", "RUN", "--log-prob"], "--log-prob is for rows of a table"),
     "num": (["sample", "RUN", "--num", "0"], "--num must be at least 1"),
     "samples": (["evaluate", "RUN", "--num-samples", "0"], "--num-samples"),
     "images": (["evaluate", "RUN", "--num-images", "361"], "1 .. 360"),
     "judge": (["evaluate", "RUN", "--judge", "-1"], "--judge must be 0"),
+    "quality": (["evaluate", "RUN", "--num", "-1"], "--num must be 0"),
+    "few": (["evaluate", "RUN", "--num", "7"], "--num must be 0 (none) or at least 20"),
     "place": (["train", "vae", "--out", "/proc/run"], "/proc/run cannot be made"),
     "list": (["list", "everything"], "no arguments"),
     "hidden": (["train", "vae", "--hidden", "0"], "--hidden"),
@@ -250,9 +254,11 @@ def test_two_images_are_enough_for_a_run_and_a_report(tmp_path, capsys):
     assert status == 0, err
     assert (tmp_path / "run" / "report.html").is_file()
     argv = ("evaluate", tmp_path / "run", "--num-samples", "1", "--json")
-    status, out, _ = call(capsys, *argv)
+    status, out, err = call(capsys, *argv)
     assert status == 0
     result = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+    assert "quality" not in result
+    assert "at least 20" in err
     assert result["nll_nats_se"] is None  # of one example
     assert result["monte_carlo_se"] is None  # of one sample
 
@@ -293,3 +299,16 @@ def test_two_processes_do_not_train_in_one_folder(run, capsys):
     assert status == 2
     assert "another process" in err
     assert '"steps": 12' in (run / "config.json").read_text()
+
+
+def test_failure_ends_the_process_before_its_tear_down():
+    """Which aborts now and then, with another status, where libraries begin threads."""
+    code = """
+import atexit, sys
+from jaxgen import _signals
+atexit.register(lambda: print("torn down"))
+_signals.fail_at_once(lambda: print("told"))
+_signals.fail_at_once(lambda: sys.exit(3))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "told\n")

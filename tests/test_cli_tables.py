@@ -3,10 +3,16 @@
 import csv
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from doors import call
 from PIL import Image
+
+from jaxgen import cli
+from jaxgen.models.base import indexed_keys
+from jaxgen.train import session
 
 SMALL = ["--width", "8", "--depth", "2", "--bins", "4", "--steps", "60"]
 
@@ -82,11 +88,45 @@ def test_a_mistake_about_a_table_is_one_line(table, tmp_path, capsys, argv, mess
     assert len(err.splitlines()) == 1
 
 
-def test_a_context_that_is_none_is_named_at_sampling(table, tmp_path, capsys):
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def short_run(table, tmp_path_factory):
+    """A run of two steps, told the place."""
+    path = tmp_path_factory.mktemp("short") / "run"
     argv = ["train", "flow", "--data", f"table:{table}", *SMALL[:-1], "2"]
-    status, _, err = call(capsys, *argv, "--columns", "place=context", "--out", run)
+    argv += ["--columns", "place=context", "importance=skip", "--out", str(path)]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert not stop.value.code
+    return path
+
+
+def test_rows_have_their_density_beside_them(short_run, tmp_path, capsys):
+    argv = ("sample", short_run, "--num", "70", "--log-prob", "--out")
+    status, _, err = call(capsys, *argv, tmp_path / "rows.csv")
     assert status == 0, err
+    with open(tmp_path / "rows.csv", newline="") as file:
+        names, *rows = csv.reader(file)
+    assert names == ["place", "storks", "births", "log_prob"]
+    rows = np.array(rows, np.float32)
+    loaded = session.load(short_run)
+    keys = indexed_keys(jax.random.fold_in(jax.random.key(0), 1), jnp.arange(70))
+    expected = loaded.model.log_likelihood(
+        loaded.params, jnp.asarray(rows[:, :3]), keys, num_samples=1
+    ).nats
+    assert np.ptp(expected) > 1
+    np.testing.assert_allclose(rows[:, 3], expected, rtol=1e-3, atol=1e-3)
+    status, _, err = call(capsys, *argv, tmp_path / "rows.npz")
+    assert status == 0, err
+    stored = np.load(tmp_path / "rows.npz", allow_pickle=False)
+    np.testing.assert_array_equal(stored["rows"], rows[:, :3])
+    np.testing.assert_array_equal(stored["log_prob"], rows[:, 3])
+    status, _, err = call(capsys, *argv, tmp_path / "rows.png")
+    assert status == 2
+    assert "--log-prob: --out must end in .csv or .npz" in err
+
+
+def test_a_context_that_is_none_is_named_at_sampling(short_run, tmp_path, capsys):
+    run = short_run
     for given, message in (
         ("storks=1", "unknown context column 'storks'"),
         ("place=far", "'far' is not a number"),

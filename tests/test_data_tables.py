@@ -123,6 +123,7 @@ KINDS = {  # name of the column, its values, and what they look like
     "normal rounded": ("x", NORMAL.round(1), ("real", 0.1)),
     "wide": ("x", np.exp(NORMAL), ("positive", 0)),
     "skewed": ("x", 5 + np.exp(2 * NORMAL), ("positive", 0)),
+    "a little skewed": ("x", np.exp(NORMAL / 5), ("real", 0)),
     "counts": ("x", np.floor(np.exp(NORMAL - 3)), ("positive", 1)),
     "negative too": ("x", np.exp(NORMAL) - 2, ("real", 0)),
     "share": ("x", np.linspace(0.004, 0.997, NUM), ("bounded", 0)),
@@ -178,6 +179,19 @@ def test_an_angle_begins_where_the_data_are_rarest(step, opened):
     if step:
         assert column.low % 1 == 0
         np.testing.assert_array_equal(x, np.round(x))
+
+
+@pytest.mark.parametrize(
+    ("values", "turn"),
+    [
+        (np.linspace(0, 6.28, NUM), 2 * np.pi),
+        (np.linspace(-3.1, 3.1, NUM), 2 * np.pi),
+        (np.linspace(0, 10, NUM), 360),
+    ],
+)
+def test_an_angle_has_the_smallest_turn_that_holds_it(values, turn, opened):
+    (column,) = opened({"x": values}, "x=angle").columns
+    assert column.high - column.low == pytest.approx(turn)
 
 
 def test_an_angle_just_below_its_end_stays_below_in_float32(opened):

@@ -119,7 +119,7 @@ def test_classifier_learns_digits_the_same_way_each_time_and_is_kept(
     def refuse(*args):
         raise AssertionError("trained although it was kept")
 
-    monkeypatch.setattr(classifier, "_train", refuse)
+    monkeypatch.setattr(classifier, "train", refuse)
     kept = classifier.make_classifier(digits, recipe=BRIEF)
     jax.tree.map(np.testing.assert_array_equal, first.params, kept.params)
     x = digits.test.arrays["x"][:5]
@@ -129,7 +129,7 @@ def test_classifier_learns_digits_the_same_way_each_time_and_is_kept(
 
 @pytest.mark.parametrize("change", ["label", "x", "recipe"])
 def test_another_set_or_recipe_is_trained_anew(fresh_cache, monkeypatch, change):
-    monkeypatch.setattr(classifier, "_train", lambda net, examples, recipe: _zeros(net))
+    monkeypatch.setattr(classifier, "train", lambda net, examples, recipe: _zeros(net))
     x = np.zeros((12, 8, 8, 3), np.uint8)
     label = np.arange(12) % 4
     classifier.make_classifier(tiny(x, label), recipe=BRIEF)
@@ -262,9 +262,9 @@ def test_figure_tells_shares_in_percent_and_the_rest_as_it_is():
 
 
 @pytest.mark.slow
-def test_evaluate_judges_samples_in_json_table_and_report(run, capsys, monkeypatch):
-    monkeypatch.setattr(classifier, "Recipe", lambda: BRIEF)
+def test_evaluate_judges_samples_in_json_table_and_report(run, capsys):
     argv = ("evaluate", run, "--num-samples", "1", "--num-images", "5", "--judge", "70")
+    argv += ("--num", "0")
     status, out, err = call(capsys, *argv, "--json")
     assert status == 0, err
     result = json.loads(out)
@@ -290,7 +290,10 @@ def test_classifier_is_right_on_99_percent_of_mnist(mnist_dir, tmp_path):
         data, least = (), 0.97
     else:
         data, least = ("--data", "mnist", "--data-dir", mnist_dir), 0.99
-    run, few = tmp_path / "run", ("--num-samples", "1", "--num-images", "5")
+    run, few = (
+        tmp_path / "run",
+        ("--num-samples", "1", "--num-images", "5", "--num", "0"),
+    )
     environment = {**os.environ, "JAXGEN_CACHE": str(tmp_path / "cache")}
     for argv in (
         ("train", "vae", *TINY, "--steps", "2", *data, "--out", run),

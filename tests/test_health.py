@@ -10,7 +10,7 @@ import test_loop
 from doors import call
 
 from jaxgen import data, models
-from jaxgen._checks import UserError
+from jaxgen._checks import RunError, UserError
 from jaxgen.models import gan, vae
 from jaxgen.models.base import Aux, Model, Player, normal_prior
 from jaxgen.train import config as configs
@@ -87,6 +87,37 @@ def test_a_collapse_is_told_and_training_goes_on(toy, tmp_path, capsys):
     assert first == low[2] == low[0] + 4
     assert f"healthy until step {first - 6}" in err
     assert "collapse, at" in health.notes(run.folder)[0]
+
+
+def test_of_several_runs_each_is_told_by_its_name(toy, tmp_path, capsys):
+    options = {"steps": 30, "checkpoint_every": 30}
+    runs = [begun(tmp_path / f"seed-{n}", seed=n, **options) for n in (0, 1)]
+    loop.train([run for run, _ in runs], runs[0][1])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "alike" in line]
+    assert [line.split(": ")[0] for line in lines] == [
+        str(tmp_path / "seed-0"),
+        str(tmp_path / "seed-1"),
+    ]
+
+
+def test_nothing_is_called_a_collapse_in_the_first_tenth(toy, tmp_path):
+    """The samples are alike from step 5 on; of 100 steps that is early."""
+    options = {"steps": 100, "learning_rate": 0.2, "checkpoint_every": 100}
+    run, dataset = begun(tmp_path / "run", **options)
+    loop.train([run], dataset)
+    first = next(r["step"] for r in run.folder.read_metrics() if health.NAME in r)
+    # Three lines, the first of them after step 10.
+    assert first == 16
+
+
+def test_a_damaged_note_of_rollbacks_is_told_not_taken_for_none(toy, tmp_path):
+    run, dataset = begun(tmp_path / "run", on_collapse="rollback", steps=26)
+    note = run.folder.path / "rollbacks.json"
+    for text in ("[{", "{}1", "[1]", '[{"from": 3}]', "3"):
+        note.write_text(text)
+        with pytest.raises(RunError, match="mend it, or remove it"):
+            loop.train([run], dataset)
+    assert not run.folder.metrics.exists()
 
 
 def test_stopping_saves_nothing_of_the_collapse(toy, tmp_path):

@@ -100,15 +100,24 @@ def level_probability(num_levels):
     return np.diff(cdf)
 
 
-def test_the_bound_is_below_the_probability_of_the_level_and_rises_with_draws():
+@pytest.mark.parametrize("is_variational", [False, True])
+def test_the_bound_is_below_the_probability_of_the_level_and_rises_with_draws(
+    is_variational,
+):
     num_levels, num = 8, 1000
     truth = np.log(level_probability(num_levels))
     levels = jnp.tile(jnp.arange(num_levels)[:, None], (1, 1))
     keys = jax.random.split(jax.random.key(1), (num, num_levels))
     draw = functools.partial(losses.dequantised, levels, num_levels=num_levels)
     draws = np.asarray(jax.vmap(draw)(keys))[..., 0]
+    log_noise = np.zeros_like(draws)
+    if is_variational:  # u of density (1 + 2 u) / 2, drawn by its inverse CDF
+        u = num_levels * draws - np.arange(num_levels)
+        u = (np.sqrt(1 + 8 * u) - 1) / 2
+        log_noise = np.log(0.5 + u)
+        draws = (np.arange(num_levels) + u) / num_levels
     log_weights = losses.dequantisation_bound(
-        np.log(beta_mixture(draws)), num_dims=1, num_levels=num_levels
+        np.log(beta_mixture(draws)), log_noise, num_dims=1, num_levels=num_levels
     )
     log_weights = np.asarray(log_weights)
     error = 4 * np.std(log_weights, 0) / math.sqrt(num) + 1e-6

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import linear_gaussian
 import numpy as np
 import pytest
 from arrays import normal
-from linear_gaussian import BIAS, PRECISION
 
 from jaxgen.losses import vae
+from jaxgen.verify import linear_gaussian
+from jaxgen.verify.linear_gaussian import BIAS, PRECISION
 
 # ---- importance weights
 
@@ -78,11 +78,6 @@ def bound(mu, log_var, eps, *, doubly, bias=BIAS):
     return vae.dreg_iwae(lambda z: log_weights(z, *fixed, bias), z)
 
 
-@jax.jit
-def iwae_values(mu, log_var, eps):
-    return bound(mu, log_var, eps, doubly=False)
-
-
 def encoder_gradients(q, eps, *, doubly):
     """One gradient of the bound with respect to (mu, log_var) per example, `[B, 4]`."""
     outputs = tuple(jnp.tile(part[None], (eps.shape[1], 1)) for part in q)
@@ -93,26 +88,6 @@ def encoder_gradients(q, eps, *, doubly):
         )
     )(*outputs)
     return np.asarray(jnp.concatenate(gradients, axis=-1))
-
-
-@pytest.mark.parametrize("num_draws", [1, 2, 50])
-def test_linear_gaussian_exact_posterior_gives_log_p_without_variance(num_draws):
-    mu, log_var = (jnp.tile(part[None], (20, 1)) for part in POSTERIOR)
-    got = iwae_values(mu, log_var, normal(num_draws, 20, 2))
-    np.testing.assert_allclose(got, np.full(20, LOG_P), atol=1e-5)
-
-
-def test_linear_gaussian_bounds_are_ordered_below_log_p():
-    eps = normal(50, 8000, 2, seed=4)
-    mu, log_var = (jnp.tile(part[None], (8000, 1)) for part in MISSPECIFIED)
-    values = [np.asarray(iwae_values(mu, log_var, eps[:k])) for k in (1, 5, 50)]
-    means = [v.mean() for v in values] + [LOG_P]
-    errors = [v.std() / np.sqrt(v.size) for v in values]
-    for lower, higher, error in zip(means[:-1], means[1:], errors, strict=True):
-        assert lower + 3 * error < higher
-    assert LOG_P - means[2] < 0.02
-    gap = vae.kl_normal(*(part[None] for part in (*MISSPECIFIED, *POSTERIOR)))
-    assert abs(means[0] - (LOG_P - float(gap[0]))) < 4 * errors[0]
 
 
 def test_linear_gaussian_elbo_from_its_terms_is_log_p_at_the_posterior():

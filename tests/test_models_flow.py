@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flows import randomised
 
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.models import flow
 from jaxgen.models.base import indexed_keys
+from jaxgen.verify.cases import randomised
 
 KEY = jax.random.key(0)
 SMALL = {"width": 8, "layers": 1, "bins": 4}
@@ -329,12 +329,27 @@ def test_what_does_not_fit_is_one_line(options, message):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("d=1", "unknown context column 'd'"), ("c=x", "--given c: 'x' is not a number")],
+    [
+        ("d=1", "unknown context column 'd'"),
+        ("c=x", "--given c: 'x' is not a number"),
+        ("c=nan", "--given c: nan is not a finite number"),
+        ("p=0", "--given p: 0 is not above 0"),
+        ("b=1.5", r"--given b: 1.5 is not in -1\.\.1"),
+        ("b=-1.1", r"--given b: -1.1 is not in -1\.\.1"),
+    ],
 )
-def test_given_must_name_a_context_column_and_a_number(given, message):
-    columns = (Column(name="a"), Column(name="c", is_context=True))
+def test_given_must_name_a_context_column_and_a_value_that_it_can_have(given, message):
+    columns = (
+        Column(name="a"),
+        Column(name="c", is_context=True),
+        Column(name="p", kind="positive", is_context=True),
+        Column(name="b", kind="bounded", low=-1.0, high=1.0, is_context=True),
+        Column(name="n", kind="positive", step=1.0, is_context=True),
+    )
     with pytest.raises(UserError, match=message):
-        resolved((2,), columns=columns, sampling=flow.Sampling(given=(given,)))
+        resolved((5,), columns=columns, sampling=flow.Sampling(given=(given,)))
+    fitting = flow.Sampling(given=("p=0.1", "b=-1", "b=1", "n=0", "c=-9"))
+    resolved((5,), columns=columns, sampling=fitting)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgen import augmentation
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.losses import gan as games
@@ -23,7 +24,7 @@ KEY = jax.random.key(3)
 
 
 def resolved(shape=SHAPE, num_classes=None, **options):
-    config = gan.GANConfig(**SMALL, **options)
+    config = gan.GANConfig(**{**SMALL, **options})
     return gan.resolve(config, shape, None, num_classes)[0]
 
 
@@ -60,6 +61,14 @@ def paid(player, progress=0.0, given=None, **options):
     return loss, aux, grads
 
 
+def said(player, progress=0.0, given=None, **options):
+    """As `paid`, compiled, without the gradient."""
+    model, params, extra = started(**options)
+    given = batch() if given is None else given
+    objective = jax.jit(model.players[player].objective)
+    return objective(params, extra, given, KEY, jnp.float32(progress))
+
+
 def largest(tree):
     return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
@@ -69,30 +78,86 @@ def test_the_discriminator_does_not_move_the_generator():
     assert loss.shape == (6,)
     assert largest(grads["discriminator"]) > 1e-3
     assert largest(grads["generator"]) == 0
-    assert {"right/real", "right/fake", "right/pair", "slope/real"} < set(aux.metrics)
+    assert {"right/pair", "slope/real", "slope/fake", "penalty"} == set(aux.metrics)
     _, _, grads = paid(1)
     assert largest(grads["generator"]) > 1e-3
 
 
-@pytest.mark.parametrize("game", games.GAMES)
-def test_both_players_pay_what_the_game_says(game):
+CLASSES = {"conditional": True, "num_classes": 3, "augment": 1.0}
+
+
+@functools.cache
+def logits_of(player, *, with_classes):
+    """Of the data and samples that a player is shown, written out; of any game.
+
+    A sample has the class of the example beside it, and both are augmented alike.
+    """
+    options, num = (CLASSES, 3) if with_classes else ({}, 0)
+    model, params, _ = started(**options, penalty="none")
+    split = lambda num, keys: jax.vmap(lambda k: jax.random.split(k, num), 0, 1)(keys)
+
+    @jax.jit
+    def judged(params, x, label):
+        own = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(6))
+        z_keys, keys = split(3 if player == 0 else 2, own)[:2]
+        fake = nets.ResidualGenerator(SHAPE, 8, 1, 1, num).apply(
+            {"params": params["generator"]}, model.prior(split(2, z_keys)[1]), label
+        )
+        shown = [2 * x - 1, fake]
+        if with_classes:
+            shown = [augmentation.augmented(x, keys, 1.0) for x in shown]
+        config = resolved(**options)
+        return [gan.discriminate(config, params, (x + 1) / 2, label) for x in shown]
+
+    given = batch(num_classes=num or None)
+    return judged(params, given["x"], given.get("label"))
+
+
+@pytest.mark.parametrize("player", [0, 1], ids=["discriminator", "generator"])
+@pytest.mark.parametrize(
+    "options",
+    [*({"game": game} for game in games.GAMES), CLASSES],
+    ids=lambda o: o.get("game", "classes"),
+)
+def test_both_players_pay_what_the_game_says(options, player):
     """With the penalty off, from the logits of what each player was shown."""
-    model, params, _ = started(game=game, penalty="none")
-    loss, aux, _ = paid(0, game=game, penalty="none")
+    given = batch(num_classes=options.get("num_classes"))
+    loss, aux = said(player, 1.0, given, **options, penalty="none")
     assert "penalty" not in aux.metrics
-    config = resolved(game=game, penalty="none")
-    keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(
-        jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(6))
-    )
-    z_keys = jax.vmap(lambda k: jax.random.split(k, 2), out_axes=1)(keys[0])[1]
-    z = model.prior(z_keys)
-    fake = nets.ResidualGenerator(SHAPE, 8, 1, 1, 0).apply(
-        {"params": params["generator"]}, z
-    )
-    real_logits = gan.discriminate(config, params, batch()["x"])
-    fake_logits = gan.discriminate(config, params, (fake + 1) / 2)
-    expected = games.GAMES[game](real_logits, fake_logits).discriminator
+    game = options.get("game", "relativistic")
+    real, fake = logits_of(player, with_classes=options is CLASSES)
+    expected = games.GAMES[game](real, fake)[player]
     np.testing.assert_allclose(loss, expected, rtol=2e-5, atol=1e-5)
+    if player == 1:
+        return
+    right = {"pair": real > fake}
+    if game not in ("relativistic", "wasserstein"):  # there D has no boundary
+        boundary = 0.5 if game == "least_squares" else 0.0
+        right |= {"real": real > boundary, "fake": fake < boundary}
+    told = {name for name in aux.metrics if name.startswith("right/")}
+    assert told == {f"right/{name}" for name in right}
+    for name, truth in right.items():
+        np.testing.assert_array_equal(aux.metrics[f"right/{name}"], truth)
+
+
+def test_slopes_are_told_whatever_the_penalty():
+    truth = said(0)[1].metrics
+    assert float(truth["slope/real"].min()) > 1e-3
+    for penalty in ("none", "gradient"):
+        told = said(0, penalty=penalty)[1].metrics
+        for name in ("slope/real", "slope/fake"):
+            np.testing.assert_allclose(told[name], truth[name], rtol=1e-5)
+
+
+def test_networks_may_compute_in_bfloat16_but_what_is_paid_is_float32():
+    half, whole = said(0, compute="bfloat16"), said(0)
+    whole[1].metrics.pop("right/pair"), half[1].metrics.pop("right/pair")
+    pairs = zip(jax.tree.leaves(half), jax.tree.leaves(whole), strict=True)
+    for found, truth in pairs:
+        assert found.dtype == jnp.float32
+        assert 1e-5 < np.max(np.abs(found - truth)) < 0.1 * np.max(np.abs(truth))
+    grads = jax.eval_shape(lambda: paid(0, compute="bfloat16")[2])
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
 def test_penalties_add_up_and_fall_along_a_cosine():
@@ -168,6 +233,13 @@ def test_samples_have_the_class_that_is_asked_for():
     other = batch(num_classes=3)
     other["label"] = (other["label"] + 1) % 3
     assert np.abs(paid(0, given=other, **options)[0] - loss).max() > 1e-4
+    drawn = model.generate(params, z, keys)
+    by_class = [model.generate(params, z, keys, jnp.full(4, c)) for c in range(3)]
+    found = [
+        [c for c in range(3) if np.allclose(by_class[c][i], drawn[i], atol=1e-6)]
+        for i in range(4)
+    ]
+    assert found == [[int(jax.random.randint(key, (), 0, 3))] for key in keys]
     assert all(view(params, None).ndim == 5 for _, view in model.views)
     assert len(model.views) == 2
 
@@ -283,6 +355,7 @@ def test_a_trained_discriminator_approaches_the_log_ratio_of_two_known_flows():
     [
         ({"critic_steps": 0}, "--critic-steps must be at least 1"),
         ({"gamma": -1.0}, "--gamma must not be negative"),
+        ({"gamma": 1e39}, "--gamma must be a finite number of float32, got 1e.39"),
         ({"augment": 1.5}, "probability"),
         ({"adaptive": True}, "--adaptive needs"),
         ({"width": 2}, "--width"),
@@ -294,6 +367,28 @@ def test_a_trained_discriminator_approaches_the_log_ratio_of_two_known_flows():
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         resolved(**options)
+
+
+def test_resolve_fills_what_was_left_open_and_keeps_what_was_given():
+    def found(shape, *names, columns=None, **options):
+        config = gan.resolve(gan.GANConfig(**options), shape, None, 10, columns)[0]
+        return tuple(getattr(config, name) for name in names)
+
+    sizes = "net", "latent_dim", "width", "blocks", "patch"
+    assert found((16, 9, 3), *sizes) == ("residual", 64, 96, 2, 2)
+    assert found((9, 17, 1), *sizes) == ("residual", 64, 96, 2, 4)
+    assert found((8, 8, 1), *sizes, net="dcgan") == ("dcgan", 64, 32, 2, 2)
+    columns = (Column(name="a"), Column(name="b"))
+    assert found((2,), *sizes, columns=columns) == ("dense", 2, 48, 5, 2)
+    weights = "gamma", "gamma_decay"
+    assert found((8, 8, 1), *weights) == (0.03, 0.1)
+    assert found((8, 8, 1), *weights, penalty="gradient") == (10.0, 0.1)
+    assert found((2,), *weights, columns=columns) == (0.01, 0.01)
+    assert found((8, 8, 1), *weights, gamma=0.0, gamma_decay=0.0) == (0.0, 0.0)
+    given = {"latent_dim": 7, "width": 12, "blocks": 3, "patch": 1}
+    assert found((8, 8, 1), *given, **given) == tuple(given.values())
+    assert found((8, 8, 1), "num_classes") == (None,)
+    assert found((8, 8, 1), "num_classes", conditional=True) == (10,)
 
 
 def test_resolve_refuses_what_is_for_other_data():
@@ -317,3 +412,12 @@ def test_collapse_needs_all_lines_and_names_the_evidence():
     assert "30 % of the classes" in gan.collapse([few] * 3)
     certain = healthy | {"right/pair": 1.0, "loss/generator": 20.0}
     assert "certain" in gan.collapse([certain] * 3)
+    assert gan.collapse([healthy | {"loss/generator": 20.0}] * 3) is None
+    # What is added to a critic of Wasserstein's game changes nothing but this loss.
+    judged = gan.make_gan(resolved(game="wasserstein")).collapse
+    assert judged([certain] * 3) is None
+    assert "nearly alike" in judged([certain | alike] * 3)
+    judged = gan.make_gan(resolved(game="minimax")).collapse
+    told = lambda logit: float(games.minimax(jnp.zeros(1), jnp.full(1, logit))[1][0])
+    assert "certain" in judged([certain | {"loss/generator": told(-11.0)}] * 3)
+    assert judged([certain | {"loss/generator": told(-9.0)}] * 3) is None

@@ -11,7 +11,7 @@ from scipy import stats
 
 from jaxgen import likelihoods
 from jaxgen._checks import UserError
-from jaxgen.models import vae
+from jaxgen.models import vae, vae_networks
 from jaxgen.models.base import indexed_keys
 from jaxgen.train import update
 
@@ -229,7 +229,7 @@ def test_optimal_sigma_has_the_profile_value_and_trains_the_stored_sigma():
 
     def log_prob(log_sigma):
         best = likelihoods.optimal_log_sigma(x, mu)
-        return vae._followed_log_prob(x, mu, log_sigma, best)
+        return vae_networks._followed_log_prob(x, mu, log_sigma, best)
 
     value = log_prob(log_sigma)
     rmse = np.sqrt(np.mean((x - mu) ** 2))

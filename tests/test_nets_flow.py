@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flows import randomised
 
 from jaxgen import bijectors
 from jaxgen.nets import flow as nets
+from jaxgen.verify.cases import randomised
 
 KEY = jax.random.key(0)
 AFFINE = bijectors.affine()
@@ -96,6 +96,28 @@ def test_the_transformer_sees_the_blocks_before_and_all_of_them():
     np.testing.assert_array_equal(
         network.apply(params, x, None), network.apply(params, x, jnp.full(8, 3))
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nets.TokenTransformer(4, width=8, num_layers=1, num_classes=3), (5, 2)),
+        (nets.ConvNetwork(4, width=8, num_classes=3), (3, 3, 2)),
+    ],
+    ids=["tokens", "convolutions"],
+)
+def test_networks_of_couplings_hear_the_class_and_all_of_what_is_kept(module, shape):
+    network = nets.network(module)
+    x = jax.random.normal(KEY, (2, *shape))
+    params = randomised(network.init(KEY, x, jnp.zeros(2, int)), KEY)
+    apply = jax.jit(network.apply)
+    out = [np.asarray(apply(params, x, jnp.full(2, label))) for label in range(4)]
+    for i in range(4):
+        for j in range(i):
+            assert np.all(np.abs(out[i] - out[j]).max(-1) > 1e-5)
+    np.testing.assert_allclose(network.apply(params, x, None), out[3], atol=1e-5)
+    moved = apply(params, x.at[:, -1].add(1.0), jnp.full(2, 3))
+    assert np.all(np.abs(moved - out[3]).max((0, -1)).reshape(shape[0], -1)[0] > 1e-6)
 
 
 def test_sampling_with_the_memory_is_sampling_without():

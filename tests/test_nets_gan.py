@@ -70,7 +70,7 @@ def test_halving_weighs_four_neighbours_by_1_3_3_1():
 
 def filled(net, *given):
     """Random parameters: what starts at zero would hide what it does."""
-    params = net.init(jax.random.key(0), *given)["params"]
+    params = jax.eval_shape(net.init, jax.random.key(0), *given)["params"]
     leaves, form = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
     leaves = [jnp.asarray(0.3 * rng.standard_normal(a.shape), a.dtype) for a in leaves]
@@ -114,6 +114,100 @@ def test_both_networks_hear_the_class(name):
     params = filled(discriminator, same, label)
     logits = discriminator.apply({"params": params}, same, label)
     assert len(set(np.round(np.asarray(logits), 4).tolist())) == 3
+
+
+def agree(net, reference, shape):
+    """A network with classes and random parameters, and what it should compute."""
+    rng, label = np.random.default_rng(2), jnp.array([2, 0, 1])
+    given = jnp.asarray(rng.standard_normal((3, *shape)), jnp.float32)
+    params = filled(net, given, label)
+    found = jax.jit(net.apply)({"params": params}, given, label)
+    truth = jax.jit(reference)(params, given, label)
+    np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-3)
+    return found
+
+
+def convolved(x, p, **options):
+    """By lax; where it is to spread x, it is told so by `lhs_dilation`."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(
+        x, p["kernel"], dimension_numbers=numbers, **options
+    )
+    return y + p["bias"][None, None, None]
+
+
+def begun(p, z, label):
+    """The smallest image of a generator."""
+    told = jnp.concatenate([z, p["label"]["embedding"][label]], axis=1)
+    told = told @ p["input"]["kernel"] + p["input"]["bias"][None]
+    return p["basis"][None] * told[:, None, None]
+
+
+def judged(p, h, label):
+    """A discriminator's logit of features, with the projection of a class."""
+    logit = h @ p["output"]["kernel"][:, 0]
+    return logit + jnp.sum(h * p["label"]["embedding"][label], axis=1)
+
+
+def leaky(h):
+    return jnp.where(h > 0, h, 0.2 * h)
+
+
+def test_dcgan_is_what_lax_computes():
+    """Of odd sides: 7x6 <- 4x3 in the generator."""
+    generator, discriminator = pair("dcgan", (7, 6, 2), 3)
+
+    def image(p, z, label):
+        h = begun(p, z, label)
+        h = jax.nn.relu(h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-8))
+        spread = {"lhs_dilation": (2, 2), "padding": [(2, 2)] * 2}
+        return convolved(h, p["stage_0"], window_strides=(1, 1), **spread)[:, :7, :6]
+
+    def logit(p, x, label):
+        h = convolved(x, p["stage_0"], window_strides=(2, 2), padding="SAME")
+        return judged(p, leaky(h).reshape(3, -1), label)
+
+    found = agree(generator, image, (5,))
+    assert float(found.min()) < 0 < float(found.max())
+    agree(discriminator, logit, (7, 6, 2))
+
+
+def test_residual_networks_are_what_lax_computes():
+    """One block a stage, patches of 2x2: 15x14 pixels, 8x7 places, then 4x4."""
+
+    def dense(p, h):
+        return h @ p["kernel"] + p["bias"][None, None, None]
+
+    def block(p, h):
+        r = leaky(dense(p["narrow"], h))
+        r = leaky(convolved(r, p["conv"], window_strides=(1, 1), padding="SAME"))
+        return h + r @ p["wide"]["kernel"]
+
+    def image(p, z, label):
+        h = block(p["stage_1_0"], begun(p, z, label)) @ p["narrowed_0"]["kernel"]
+        h = dense(p["output"], block(p["stage_0_0"], gan.doubled(h)[:, :8, :7]))
+        h = h.reshape(3, 8, 7, 2, 2).transpose(
+            0, 1, 3, 2, 4
+        )  # (row, column) of a square
+        return h.reshape(3, 16, 14, 1)[:, :15]
+
+    def logit(p, x, label):
+        h = jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]).reshape(3, 8, 2, 7, 2)
+        h = h.transpose(0, 1, 3, 2, 4).reshape(3, 8, 7, 4)
+        h = gan.halved(block(p["stage_0_0"], dense(p["input"], h)))
+        h = block(p["stage_1_0"], h @ p["widened_1"]["kernel"])
+        return judged(p, jnp.sum(h * p["basis"][None], axis=(1, 2)), label)
+
+    agree(gan.ResidualGenerator((15, 14, 1), 8, 1, 2, 3), image, (5,))
+    agree(gan.ResidualDiscriminator(8, 1, 2, 3), logit, (15, 14, 1))
+
+
+def test_first_weights_of_blocks_shrink_by_the_fourth_root_of_their_number():
+    init = jax.jit(gan.Block(16).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))["params"]
+    for name, inputs in (("narrow", 64), ("conv", 9 * 32)):
+        spread = np.std(params[name]["kernel"])
+        np.testing.assert_allclose(spread, (2 / 16**0.5 / inputs) ** 0.5, rtol=0.05)
 
 
 def test_residual_blocks_are_the_identity_at_first():

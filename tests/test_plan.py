@@ -151,6 +151,23 @@ def test_largest_size_is_zero_if_nothing_fits_and_the_top_if_all_does():
     assert plan.largest_size(lambda size: 1.0, 1.0, 96) == 96
 
 
+@pytest.mark.parametrize("search", [True, False])
+def test_without_a_search_only_the_batch_that_is_asked_about_is_compiled(
+    search, monkeypatch
+):
+    sizes = []
+
+    def compile_for(compiler, batch_size, num_steps, usable):
+        sizes.append(batch_size)
+        return plan.Need(batch_size * 2.0**20, None)
+
+    monkeypatch.setattr(plan, "compile_for", compile_for)
+    asked = {"num_devices": 2, "accumulate": 1, "batch_per_device": 4, "shape": [8, 8]}
+    told, _ = plan._memory(asked, chips.CHIPS["v5e"], None, 1, search=search)
+    assert (told["fits"], told["bytes_needed"]) == (True, 8 * 2**20)
+    assert (sizes == [8]) == (told["largest_batch_per_device"] is None) == (not search)
+
+
 def test_out_of_memory_reads_the_compilers_figure():
     def told(text):
         return plan.out_of_memory(RuntimeError(text))

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import jax.scipy.stats.norm as normal
 import numpy as np
 import pytest
-from gaussians import Gaussian, Mixture
-from gaussians import grid as sampling_grid
 
 from jaxgen import estimators, probability_flow, schedules
+from jaxgen.verify.gaussians import Gaussian, Mixture
+from jaxgen.verify.gaussians import grid as sampling_grid
 
 EDM, FLOW, DDPM = schedules.EDM(), schedules.RectifiedFlow(), schedules.DDPM()
 GAUSSIAN = Gaussian.random(3, mean=0.0)

@@ -1,6 +1,7 @@
 """What the README shows is run."""
 
 import functools
+import json
 import re
 import shlex
 import shutil
@@ -105,6 +106,11 @@ def test_commands_run(line, trained, tmp_path, mnist_dir, monkeypatch, capsys):
         words += ["--num", "4"]
     if "RUN" in words:
         shutil.copytree(trained(family(words)), tmp_path / "RUN")
+    if "OTHER" in words:  # the same run, but for its seed
+        shutil.copytree("RUN", "OTHER")
+        config = json.loads(Path("OTHER/config.json").read_text())
+        config["train"]["seed"] = 1
+        Path("OTHER/config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert not stop.value.code, capsys.readouterr().err

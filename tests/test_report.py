@@ -242,6 +242,16 @@ def test_report_takes_any_metrics(tmp_path, records, num_curves):
     assert ("No line in metrics.jsonl" in page.text()) == (num_curves == 0)
 
 
+def test_report_names_a_lone_term_of_a_panel_whole(tmp_path):
+    dataset = make_dataset()
+    loaded = make_run(tmp_path / "run", dataset)
+    terms = {"samples/diversity": 0.5, "right/real": 0.4, "right/fake": 0.7}
+    write_records(loaded.run, make_records(2, **terms))
+    text = read(write_report(loaded, dataset)).text()
+    assert "samples diversity: 0.5000 at step" in text
+    assert "right: real 0.4000, fake 0.7000 at step" in text
+
+
 def test_report_of_an_empty_folder_says_what_is_missing(tmp_path):
     dataset = make_dataset()
     loaded = make_run(tmp_path / "my runs" / "a", dataset, step=40)
@@ -258,6 +268,11 @@ def test_report_of_an_empty_folder_says_what_is_missing(tmp_path):
     assert "Not evaluated" not in text
     assert "This family has no likelihood." in text
     assert "This family has none." in text
+    assert "evaluate" not in text
+    loaded.run.evaluation.write_text('{"step": 40}')  # all there is to tell
+    text = read(write_report(loaded, dataset._replace(num_classes=3))).text()
+    assert "This family has no likelihood." in text
+    assert f"jaxgen evaluate '{loaded.run.path}' --judge 2000" in text
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussians import Gaussian, Mixture, grid, side_by_side
 
 from jaxgen import samplers, schedules
+from jaxgen.verify.gaussians import Gaussian, Mixture, grid, side_by_side
 
 SCHEDULES = {name: make() for name, make in schedules.SCHEDULES.items()}
 EVERY_SCHEDULE = pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussians import Gaussian, grid
 
 from jaxgen import samplers, schedules
+from jaxgen.verify.gaussians import Gaussian, grid
 
 EDM, FLOW, DDPM = schedules.EDM(), schedules.RectifiedFlow(), schedules.DDPM()
 KNOBS = {

@@ -72,7 +72,7 @@ def test_a_typo_of_the_run_is_told_before_its_options(tmp_path, capsys):
 
 def test_evaluate_and_the_report_tell_what_was_chosen(run, capsys):
     options = ["--likelihood", "ode", "--ode-steps", "4", "--probes", "3"]
-    options += ["--num-images", "5", "--json"]
+    options += ["--num-images", "5", "--num", "0", "--json"]
     status, out, _ = call(capsys, "evaluate", run, *options)
     assert status == 0
     told = json.loads(out)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import schedules
+from jaxgen import schedules, verify
 
 CASES = {name: make() for name, make in schedules.SCHEDULES.items()}
 CASES["learned"] = schedules.LearnedGamma.init(jax.random.key(1))
@@ -26,26 +26,13 @@ def test_schedules_are_read_only_and_keep_to_the_protocol(schedule):
         schedules.SCHEDULES["new"] = schedules.EDM
 
 
-def test_log_snr_is_that_of_alpha_and_sigma_and_decreases(schedule):
-    with jax.enable_x64(True):
-        log_snr = schedule.log_snr(INSIDE)
-        ratio = 2 * np.log(schedule.alpha(INSIDE) / schedule.sigma(INSIDE))
-        np.testing.assert_allclose(log_snr, ratio, rtol=1e-9, atol=1e-9)
-        assert np.all(np.diff(schedule.log_snr(np.linspace(0, 1, 2001))) < 0)
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_schedules_pass_their_oracle(name):
+    preserves = name in ("ddpm", "cosine", "learned")
+    verify.require(verify.schedule(CASES[name], preserves_variance=preserves))
 
 
-@pytest.mark.parametrize("name", ["ddpm", "cosine", "learned"])
-def test_variance_preserving_schedules_preserve_variance(name):
-    schedule = CASES[name]
-    for t in (0.0, 0.001, 0.3, 0.999, 1.0):
-        total = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
-        np.testing.assert_allclose(total, 1, atol=3e-7)
-
-
-def test_inverse_gives_the_time_back(schedule):
-    with jax.enable_x64(True):
-        got = jax.jit(schedule.inverse)(schedule.log_snr(INSIDE))
-        np.testing.assert_allclose(got, INSIDE, atol=1e-11)
+def test_inverse_gives_the_time_back_in_float32(schedule):
     single = INSIDE.astype(np.float32)
     got = schedule.inverse(schedule.log_snr(single))
     np.testing.assert_allclose(got, single, atol=1e-5)
@@ -75,20 +62,6 @@ def test_schedule_in_float32_is_near_float64(schedule):
         double = schedule.alpha(t.astype(float)), schedule.sigma(t.astype(float))
     np.testing.assert_allclose(single[0], double[0], rtol=2e-5, atol=1e-30)
     np.testing.assert_allclose(single[1], double[1], rtol=2e-5, atol=1e-30)
-
-
-def test_drift_and_diffusion_are_the_derivatives(schedule):
-    with jax.enable_x64(True):
-        t = np.linspace(0.1, 0.9, 9)
-        f, g_squared = jax.jit(lambda t: schedules.drift_and_diffusion(schedule, t))(t)
-        h = 1e-6
-        alpha = (schedule.alpha(t - h), schedule.alpha(t + h))
-        log_snr = (schedule.log_snr(t - h), schedule.log_snr(t + h))
-        np.testing.assert_allclose(
-            f, np.log(alpha[1] / alpha[0]) / (2 * h), rtol=1e-7, atol=1e-9
-        )
-        expected = -(schedule.sigma(t) ** 2) * (log_snr[1] - log_snr[0]) / (2 * h)
-        np.testing.assert_allclose(g_squared, expected, rtol=1e-7)
 
 
 def test_drift_and_diffusion_of_a_rectified_flow_in_closed_form():

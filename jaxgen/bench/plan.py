@@ -3,7 +3,7 @@
 Their own compilers run on any machine: the program that training would run is compiled
 ahead of time for a described topology, and its figures are read. Nothing is executed.
 The compilers live in a process of their own (`python -m jaxgen.bench.plan`), which takes
-`{"config", "target"}` as JSON and answers with one JSON object.
+`{"config", "target", "search"}` as JSON and answers with one JSON object.
 """
 
 import dataclasses
@@ -57,7 +57,9 @@ _ENVIRONMENT = {
 Compile = Callable[[int, int], parallel.Program]
 
 
-def ask(config: configs.RunConfig, target: str) -> dict[str, Any]:
+def ask(
+    config: configs.RunConfig, target: str, *, search: bool = True
+) -> dict[str, Any]:
     """`plan` in a process of its own.
 
     Raises:
@@ -66,9 +68,10 @@ def ask(config: configs.RunConfig, target: str) -> dict[str, Any]:
     """
     chips.check_compiler(chips.parse_target(target))
     say(f"compiling for {target}: seconds to minutes")
+    question = {"config": configs.to_dict(config), "target": target, "search": search}
     done = subprocess.run(
         [sys.executable, "-m", "jaxgen.bench.plan"],
-        input=json.dumps({"config": configs.to_dict(config), "target": target}),
+        input=json.dumps(question),
         env={**os.environ, **_ENVIRONMENT},
         capture_output=True,
         text=True,
@@ -84,21 +87,24 @@ def ask(config: configs.RunConfig, target: str) -> dict[str, Any]:
     return answer
 
 
-def plan(config: configs.RunConfig, target: chips.Target) -> dict[str, Any]:
+def plan(
+    config: configs.RunConfig, target: chips.Target, *, search: bool = True
+) -> dict[str, Any]:
     """Compiles a run's training step for a target and reads the program.
 
     Args:
         config: Of the run; its batch is the global one.
         target: Chips and how they are joined.
+        search: Whether the largest batch is looked for.
 
     Returns:
         `fits`, `bytes_needed` and `bytes_usable` (a device; of the program that does
         `steps_per_dispatch` updates), `compiler` (its words, where it refused),
-        `largest_batch_per_device` (four significant bits), and of a program of one
-        update, if it fits: `collectives` ({kind: count and bytes a device}), `flops`
-        and `bytes_accessed` (a device), `flops_from` ("target", or "cpu" where the
-        target's compiler counts none), `examples_per_s_per_device` (the roofline
-        bound), `bound_by` ("compute" or "memory").
+        `largest_batch_per_device` (four significant bits; None without a search), and of
+        a program of one update, if it fits: `collectives` ({kind: count and bytes a
+        device}), `flops` and `bytes_accessed` (a device), `flops_from` ("target", or
+        "cpu" where the target's compiler counts none), `examples_per_s_per_device` (the
+        roofline bound), `bound_by` ("compute" or "memory").
     """
     dataset = data.open_dataset(config.data)
     bound = bind(resolve(config, dataset))
@@ -120,7 +126,9 @@ def plan(config: configs.RunConfig, target: chips.Target) -> dict[str, Any]:
         "notes": list(dataset.notes),
         "versions": _versions(),
     }
-    memory, program = _memory(result, target.chip, compiler, train.steps_per_dispatch)
+    memory, program = _memory(
+        result, target.chip, compiler, train.steps_per_dispatch, search=search
+    )
     result |= memory
     if program and result["fits"]:
         if program.num_steps > 1:
@@ -131,7 +139,12 @@ def plan(config: configs.RunConfig, target: chips.Target) -> dict[str, Any]:
 
 
 def _memory(
-    asked: dict[str, Any], chip: chips.Chip, compiler: Compile, num_steps: int
+    asked: dict[str, Any],
+    chip: chips.Chip,
+    compiler: Compile,
+    num_steps: int,
+    *,
+    search: bool,
 ) -> tuple[dict[str, Any], parallel.Program | None]:
     """What the asked batch needs, and the largest that fits; and the asked program."""
     usable, num, parts = chip.usable_bytes, asked["num_devices"], asked["accumulate"]
@@ -142,16 +155,19 @@ def _memory(
     own = asked["batch_per_device"]
     wanted = need(own)
     fits = wanted.bytes <= usable
-    # In float32 an example takes its own size at the least.
-    top = int(usable / (4 * math.prod(asked["shape"]) * parts))
-    largest = parts * largest_size(lambda n: need(n * parts).bytes, usable, top)
+    largest = None
+    if search:
+        # In float32 an example takes its own size at the least.
+        top = int(usable / (4 * math.prod(asked["shape"]) * parts))
+        largest = parts * largest_size(lambda n: need(n * parts).bytes, usable, top)
+        largest = max(largest, own) if fits else largest
     told = {
         "steps_per_dispatch": wanted.program and wanted.program.num_steps,
         "fits": fits,
         "bytes_needed": wanted.bytes,
         "bytes_usable": usable,
         "compiler": wanted.refusal,
-        "largest_batch_per_device": max(largest, own) if fits else largest,
+        "largest_batch_per_device": largest,
     }
     return told, wanted.program
 
@@ -344,7 +360,8 @@ def main() -> None:
     # As many as there are in the target: on TPU7x a chip is two of JAX's devices.
     jax.config.update("jax_num_cpu_devices", 2 * math.prod(target.shape))
     try:
-        answer = plan(configs.from_dict(question["config"]), target)
+        config = configs.from_dict(question["config"])
+        answer = plan(config, target, search=question["search"])
     except UserError as error:
         answer = {"mistake": str(error)}
     except (RunError, jax.errors.JaxRuntimeError) as error:

@@ -150,9 +150,13 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 def _clipped(x: Array, knots: Array) -> tuple[Array, Array]:
-    """X within the box, as gradients of what is not chosen must be finite too."""
+    """X within the box, as gradients of what is not chosen must be finite too.
+
+    The ends are of the box: their slopes need not be 1.
+    """
     low, high = knots[..., 0, :], knots[..., -1, :]
-    return jnp.clip(x, low, high), (low < x) & (x < high)
+    inside = (low <= x) & (x <= high)
+    return jnp.where(inside, x, low), inside
 
 
 def _bin(spline: Spline, knots: Array, x: Array) -> _Bin:

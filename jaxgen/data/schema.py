@@ -141,7 +141,7 @@ def make_column(
     Args:
         table: Where it comes from, to name the line of a wrong value.
         name: Its header.
-        values: Finite, float64 `[N]`.
+        values: Finite and not all the same, float64 `[N]`.
         wish: What the user says of it.
 
     Returns:
@@ -206,12 +206,6 @@ def make_column(
 
 def _check_size(table: Table, name: str, values: np.ndarray) -> None:
     """Raises UserError where the values of a column lose their meaning in float32."""
-    if values.min() == values.max():
-        raise table.fault(
-            name,
-            f"all values are {values[0]:g}, expected different ones; leave it out: "
-            f"{option(name, 'skip')}",
-        )
     size = np.abs(values).max()
     if not _SIZES[0] <= size <= _SIZES[1]:
         raise table.fault(

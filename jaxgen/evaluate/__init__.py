@@ -1,1 +1,1 @@
-"""Judging: likelihood on the whole test split, and the report."""
+"""Judging: likelihood on the test split, quality of samples, and the report."""

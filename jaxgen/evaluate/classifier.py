@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ import optax
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.data import cache
-from jaxgen.evaluate import modes
+from jaxgen.evaluate import modes, tensors
 from jaxgen.nets.classifier import LeNet
 from jaxgen.train.console import say
 
@@ -55,10 +56,57 @@ class Recipe:
 
 
 class Classifier(NamedTuple):
-    """Class probabilities: `probabilities(x uint8 [B, H, W, C]) -> float32 [B, K]`."""
+    """A trained network.
+
+    Attributes:
+        probabilities: Of the classes, `uint8 [B, H, W, C] -> float32 [B, K]`.
+        params: Its parameters.
+        features: What they are made of, `uint8 [B, H, W, C] -> float32 [B, D]`.
+    """
 
     probabilities: Callable[[Any], np.ndarray]
     params: Any
+    features: Callable[[Any], np.ndarray] | None = None
+
+
+class Shipped(NamedTuple):
+    """Weights that come with the package.
+
+    Attributes:
+        sha256: Of the file, `weights/NAME.safetensors`.
+        shape: Of an image.
+        num_classes: Of its labels.
+        recipe: By which `experiments/recipes/features.py` trains it.
+    """
+
+    sha256: str
+    shape: tuple[int, ...]
+    num_classes: int
+    recipe: Recipe
+
+
+# Photographs have no labels: told apart are the two photographs, each in four rotations.
+SHIPPED = {
+    "digits": Shipped(
+        "0944490047b6ab9d5fd9bc4aa091519c5a24b2c40c81cee5e96029ac4fb02831",
+        (8, 8, 1),
+        10,
+        Recipe(),
+    ),
+    "mnist": Shipped(
+        "004b39524a1336f1a1d5f1e1c207b9bd42ea990f41e93fb3fc249f275d47428d",
+        (28, 28, 1),
+        10,
+        Recipe(),
+    ),
+    "photos": Shipped(
+        "1e4002304945d2dd6b74e85a676874465c9e6895d30c4f7c81a46acd61d7c8be",
+        (32, 32, 3),
+        8,
+        Recipe(channels=(16, 32, 32), hidden=64),
+    ),
+}
+WEIGHTS = Path(__file__).with_name("weights")
 
 
 def _num_classes(dataset: data.Dataset) -> int:
@@ -184,12 +232,20 @@ def make_classifier(
 
     A set of more than 256 MiB is represented by images spread over its training split.
 
+    Args:
+        dataset: The set.
+        recipe: By default that of the weights that are shipped for the set, if any, which
+            then are taken.
+
     Raises:
-        UserError: if the data have no labels or one class.
+        UserError: if the data have no labels or one class, or shipped weights were edited.
     """
-    recipe = Recipe() if recipe is None else recipe
     num_classes = _num_classes(dataset)
-    net = LeNet(num_classes, recipe.channels, recipe.hidden)
+    if recipe is None:
+        if is_shipped(dataset):
+            return shipped(dataset.name)
+        recipe = Recipe()
+    net = network(num_classes, recipe)
     source = dataset.train
     num = min(source.num_examples, max(1, MAX_BYTES // int(np.prod(source.shape))))
     examples = source.take(data.spread(source.num_examples, num))
@@ -209,7 +265,7 @@ def make_classifier(
         say(
             f"training a classifier of {dataset.name}: {recipe.num_steps:,} steps, once"
         )
-        params = _train(net, examples, recipe)
+        params = train(net, examples, recipe)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
         arrays = {str(i): leaf for i, leaf in enumerate(leaves)}
         note = cache.store(key, arrays, {}, what="classifier")
@@ -218,18 +274,67 @@ def make_classifier(
     else:
         arrays = hit[0]
     params = jax.tree.unflatten(form, [arrays[str(i)] for i in range(len(arrays))])
+    return bind(net, params)
+
+
+def is_shipped(dataset: data.Dataset) -> bool:
+    """Whether weights come with the package for a set of this name and shape."""
+    held = SHIPPED.get(dataset.name)
+    return held is not None and tuple(dataset.shape) == held.shape
+
+
+def shipped(name: str) -> Classifier:
+    """A classifier whose weights come with the package.
+
+    Raises:
+        UserError: if the file is not the one that was shipped.
+    """
+    held = SHIPPED[name]
+    arrays = tensors.read_shipped(WEIGHTS / f"{name}.safetensors", held.sha256)
+    net = network(held.num_classes, held.recipe)
+    image = jax.ShapeDtypeStruct((1, *held.shape), jnp.float32)
+    form = jax.eval_shape(net.init, jax.random.key(0), image)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.asarray(arrays[_name(path)], jnp.float32), form
+    )
+    return bind(net, params)
+
+
+def named(params: Any, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """Parameters under names such as `params.Conv_0.kernel`."""
+    leaves = jax.tree.leaves_with_path(params)
+    return {_name(path): np.asarray(leaf, dtype) for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def network(num_classes: int, recipe: Recipe) -> LeNet:
+    """The network of a recipe."""
+    return LeNet(num_classes, recipe.channels, recipe.hidden)
+
+
+def bind(net: LeNet, params: Any) -> Classifier:
+    """A network with its parameters."""
 
     @jax.jit
     def probabilities(params: Any, x: jax.Array) -> jax.Array:
         return jax.nn.softmax(_logits(net, params, x))
 
-    def apply(x: Any) -> np.ndarray:
-        return np.asarray(probabilities(params, jnp.asarray(x)))
+    @jax.jit
+    def features(params: Any, x: jax.Array) -> Any:
+        x = x.astype(jnp.float32) / 255
+        return net.apply(params, x, method=LeNet.features_and_logits)[0]
 
-    return Classifier(apply, params)
+    def applied(function: Any) -> Any:
+        return lambda x: np.asarray(function(params, jnp.asarray(x)))
+
+    return Classifier(applied(probabilities), params, applied(features))
 
 
-def _train(net: LeNet, examples: dict[str, np.ndarray], recipe: Recipe) -> Any:
+def train(net: LeNet, examples: dict[str, np.ndarray], recipe: Recipe) -> Any:
+    """Parameters from `x` uint8 `[N, H, W, C]` and `label` `[N]`."""
     rate = optax.cosine_onecycle_schedule(recipe.num_steps, recipe.learning_rate)
     optimizer = optax.adam(rate)
     x, label = (jnp.asarray(examples[name]) for name in ("x", "label"))

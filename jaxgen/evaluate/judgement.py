@@ -1,13 +1,26 @@
 """The judgement of a run: its likelihood told, evaluation.json and report written."""
 
 import dataclasses
+import functools
 import json
 import time
 from typing import Any
 
+import numpy as np
+
 from jaxgen import data
-from jaxgen.evaluate import calibration, likelihood, report
-from jaxgen.train import medium, rundir, session
+from jaxgen.evaluate import (
+    annealed,
+    calibration,
+    classifier,
+    features,
+    formats,
+    likelihood,
+    quality,
+    report,
+    tables,
+)
+from jaxgen.train import assembly, medium, pictures, rundir, session
 from jaxgen.train.console import say
 
 QUICK_SAMPLES = 16  # effort of the likelihood that ends a training run
@@ -20,20 +33,106 @@ def judge(
     num_samples: int = QUICK_SAMPLES,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluates on the test split and tells the result in a line."""
+    """Evaluates the likelihood on the test split and tells the result in a line.
+
+    Where the family has none it is None. The quality of samples is not in it, since a
+    training run ends with this, and drawing some thousand samples may take minutes.
+    """
     known: dict[str, Any] = {}
     if loaded.best_step is not None:
         known["best_step"] = loaded.best_step
     if (sampling := getattr(loaded.config.model, "sampling", None)) is not None:
         known["sampling"] = dataclasses.asdict(sampling)
     if loaded.model.log_likelihood is None:
-        return {"step": loaded.step, **known}
+        return {"nll_nats": None, "bits_per_dim": None, "step": loaded.step, **known}
     options |= {"num_samples": num_samples, "progress": progress()}
     result = likelihood.evaluate_likelihood(loaded, dataset.test, **options) | known
     if dataset.columns is not None:
         seed = options.get("seed", 0)
         result |= calibration.evaluate_calibration(loaded, dataset.test, seed=seed)
     say(_told(loaded, result))
+    return result
+
+
+def judge_wholly(
+    loaded: session.Loaded, dataset: data.Dataset, options: Any
+) -> dict[str, Any]:
+    """Likelihood and quality of samples; with `--judge` also what a classifier sees.
+
+    Args:
+        loaded: The run.
+        dataset: Its data.
+        options: Of `jaxgen evaluate`.
+    """
+    # First, since they may refuse the data.
+    judged = dataset.parts or dataset
+    trained = classifier.make_classifier(judged) if options.judge else None
+    by = features.choose(options.features, dataset) if options.num else None
+    seed, num_images = options.seed, options.num_images
+    result = judge(
+        loaded, dataset, options.num_samples, num_images=num_images, seed=seed
+    )
+    if options.ais:
+        effort = options.ais, options.ais_chains, options.ais_images
+        result |= anneal(loaded, dataset, effort, options.num_samples, seed)
+    if options.ema_width is not None:
+        result["ema_width"] = options.ema_width
+    sampler = assembly.Sampler(loaded)
+    # Kept: what is judged is among the samples whose quality is measured.
+    draw = functools.cache(lambda start: sampler(loaded.params, seed, start))
+    if by is not None:
+        told = progress()
+        result |= quality.evaluate(
+            by, dataset, draw, options.num, seed=seed, progress=told
+        )
+        if dataset.columns is None and "memorisation" in result:
+            pairs = result["memorisation"]["nearest_pairs"]
+            _write_pairs(loaded, dataset.train, draw, sampler.num, pairs)
+    if trained is not None:
+        num, told = options.judge, progress()
+        if dataset.parts is None:
+            seen = classifier.judge(trained, draw, dataset.test, num, progress=told)
+        else:
+            seen = classifier.judge_stacked(trained, draw, judged, num, progress=told)
+        result |= seen
+    return result
+
+
+def _write_pairs(
+    loaded: session.Loaded, train: data.Source, draw: Any, num_at_once: int, pairs: Any
+) -> None:
+    """A picture of samples, each above the training image that is nearest to it."""
+    held = train.take(np.array([pair["train"] for pair in pairs]))["x"]
+    shown = []
+    for pair, image in zip(pairs, held, strict=True):
+        start, place = divmod(pair["sample"], num_at_once)
+        shown.append(np.concatenate([draw(start * num_at_once)[place], image]))
+    picture = pictures.png(pictures.grid(np.stack(shown)), min_side=256)
+    rundir.write_bytes(loaded.run.path / tables.PAIRS, picture)
+
+
+def anneal(
+    loaded: session.Loaded,
+    dataset: data.Dataset,
+    effort: tuple[int, int, int],
+    num_samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Annealed importance sampling of so much effort, told in a line."""
+    result = annealed.evaluate_annealed(
+        loaded,
+        dataset,
+        annealed.Annealing(*effort),
+        num_samples=num_samples,
+        seed=seed,
+        progress=progress(),
+    )
+    nll, gap = (
+        formats.with_error(result, f"ais_{n}") for n in ("nll_nats", "gap_nats")
+    )
+    words = f"annealed: {nll or result['ais_nll_nats']} nats ({result['ais_nll_nats_kind']}, "
+    words += f"{effort[2]:,} test images); between its bounds on simulated images: "
+    say(f"{words}{gap or result['ais_gap_nats']} nats".replace("±", "+-"))
     return result
 
 

@@ -49,32 +49,20 @@ def evaluate_likelihood(
         UserError: if there are not so many images.
         RunError: if any example's value is not finite; none is left out.
     """
-    model = loaded.model
-    if model.log_likelihood is None:
-        raise ValueError(
-            f"evaluate: the family {loaded.config.family} has no likelihood"
-        )
-    log_likelihood = model.log_likelihood
-    transform = loaded.config.data.transform
-
-    @jax.jit
-    def evaluate(params: Any, batch: Any, key: jax.Array) -> Any:
-        batch = data.prepare(batch, jax.random.fold_in(key, 0), transform=transform)
-        keys = indexed_keys(jax.random.fold_in(key, 1), batch["index"])
-        return log_likelihood(params, batch["x"], keys, num_samples=num_samples)
-
-    key = jax.random.key(seed)
-    parts, kind, done = [], "exact", 0
-    if batch_size is None:
-        batch_size = max(1, min(100, NUMBERS // int(np.prod(source.shape))))
     total = source.num_examples if num_images is None else num_images
     if not 1 <= total <= source.num_examples:
         raise UserError(
             f"--num-images must be in 1 .. {source.num_examples}, the test split, got "
             f"{total}"
         )
+    if batch_size is None:
+        batch_size = max(1, min(100, NUMBERS // int(np.prod(source.shape))))
     chosen = data.spread(source.num_examples, total)
-    for raw in data.eval_batches(source, min(batch_size, total), chosen=chosen):
+    batches = data.eval_batches(source, min(batch_size, total), chosen=chosen)
+    evaluate = _compiled(loaded, num_samples)
+    key = jax.random.key(seed)
+    parts, kind, done = [], "exact", 0
+    for raw in batches:
         real = raw["mask"].astype(bool)
         batch = {name: jnp.asarray(raw[name]) for name in ("x", "index")}
         result = evaluate(loaded.params, batch, key)
@@ -93,6 +81,44 @@ def evaluate_likelihood(
         None if c[0] is None else np.concatenate(c) for c in zip(*parts, strict=True)
     ]
     return _summary(loaded, joined, kind, num_samples)
+
+
+def log_prob(loaded: Loaded, rows: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """The density of each row `[N, C]` given its context columns: log p, `[N]` nats.
+
+    In the units of the table, as `evaluate_likelihood` tells the mean of it; of a rounded
+    column by one draw of the noise within its step. The noise of row i depends on
+    (seed, i) alone.
+
+    Raises:
+        ValueError: if the family has no likelihood.
+    """
+    evaluate, key = _compiled(loaded, 1), jax.random.key(seed)
+    batches = data.eval_batches(data.ArraySource(rows), min(100, len(rows)))
+    nats = []
+    for raw in batches:
+        batch = {name: jnp.asarray(raw[name]) for name in ("x", "index")}
+        result = evaluate(loaded.params, batch, key)
+        nats.append(np.asarray(result.nats)[raw["mask"].astype(bool)])
+    return np.concatenate(nats)
+
+
+def _compiled(loaded: Loaded, num_samples: int) -> Callable[..., Any]:
+    """`(params, raw batch, key) -> LogLikelihood`, noise by the example's index."""
+    log_likelihood = loaded.model.log_likelihood
+    if log_likelihood is None:
+        raise ValueError(
+            f"evaluate: the family {loaded.config.family} has no likelihood"
+        )
+    transform = loaded.config.data.transform
+
+    @jax.jit
+    def evaluate(params: Any, batch: Any, key: jax.Array) -> Any:
+        batch = data.prepare(batch, jax.random.fold_in(key, 0), transform=transform)
+        keys = indexed_keys(jax.random.fold_in(key, 1), batch["index"])
+        return log_likelihood(params, batch["x"], keys, num_samples=num_samples)
+
+    return evaluate
 
 
 def _summary(

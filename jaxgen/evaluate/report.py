@@ -1,7 +1,7 @@
 """The report of a run: RUN/report.html, one page that needs no network and no file.
 
 It is made from the run folder, the averaged parameters and the test split, and knows no
-family by name. Layout, style, script and headings are in report.html.in beside.
+family by name. Layout, script and headings are in report.html.in beside.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 import json
 import re
 import shlex
-import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
-from jaxgen.evaluate import figures, formats
+from jaxgen.evaluate import figures, formats, pages, tables
 from jaxgen.train import config as configs
 from jaxgen.train import (
     console,
@@ -59,8 +58,8 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
     early = stopping.told(records, config.train)
     ending = "finished" if loaded.step >= config.train.steps else "not finished"
     ending = "finished: stopped early" if early else ending
-    template = string.Template(Path(__file__).with_name("report.html.in").read_text())
-    page = template.substitute(
+    page = pages.filled(
+        "report.html.in",
         title=formats.text(f"{config.family} on {dataset.name}"),
         name=formats.text(run.path.absolute().name),
         progress=f"step {loaded.step:,} of {config.train.steps:,}, {ending}",
@@ -75,7 +74,7 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         views=_views(loaded, dataset),
         config=_config(config, given),
         environment=_environment(_read_json(run.path / "environment.json")),
-        commands=_commands(loaded, given, stopped_early=early is not None),
+        commands=_commands(loaded, dataset, given, early),
     )
     rundir.write_text(run.report, page)
     return run.report
@@ -137,10 +136,16 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
     terms = [n for n in names if n not in others and not n.startswith("loss/")]
     losses = _losses(records)
     per = f"{_unit(loaded, losses[0])} per {unit[:-1]}"
-    grouped = {n: [m for m in terms if _group(m) == n] for n in map(_group, terms)}
+    grouped: dict[str, list[str]] = {}
+    for name in terms:  # the panel of a term is what its name begins with
+        grouped.setdefault(name.split("/")[0], []).append(name)
     panels = [
         ("loss", per, [*losses, stopping.NAME]),
-        *((n, _units(loaded).get(n, per), members) for n, members in grouped.items()),
+        *(
+            # A lone term is named whole.
+            (n if m[1:] else m[0].replace("/", " "), _units(loaded).get(n, per), m)
+            for n, m in grouped.items()
+        ),
         ("gradient norm before clipping", "L2 norm", norms),
         ("training speed", f"{unit}/s", ["examples_per_s"]),
     ]
@@ -155,14 +160,7 @@ def _curves(loaded: session.Loaded, records: list[Record]) -> str:
 def _unit(loaded: session.Loaded, loss: str) -> str:
     """Of the loss under this name, or of the only player."""
     units = {f"loss/{player.name}": player.unit for player in loaded.model.players}
-    return (
-        units.get(loss, *units.values()) if len(units) == 1 else units.get(loss, "nats")
-    )
-
-
-def _group(term: str) -> str:
-    """The panel of a term: what its name begins with."""
-    return term.split("/")[0]
+    return units.get(loss, next(iter(units.values())) if len(units) == 1 else "nats")
 
 
 def _units(loaded: session.Loaded) -> dict[str, str]:
@@ -194,9 +192,7 @@ def _lines(records: list[Record], names: list[str]) -> figures.Lines:
 
 def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
     """Every grid of samples, all but the last hidden; the reals at the same scale."""
-    folder = loaded.run.samples
-    found = ((re.fullmatch(r"step_(\d+)\.png", p.name), p) for p in folder.glob("*"))
-    grids = sorted((int(match[1]), path) for match, path in found if match)
+    folder, grids = loaded.run.samples, loaded.run.grids()
     shown = medium.of(loaded.config.model)
     num_reals = min(shown.num_samples, dataset.train.num_examples)
     # In pixels, before they were enlarged.
@@ -305,7 +301,9 @@ def _environment(values: Record) -> str:
     return "\n".join(filter(None, tables)) or "<p>Not recorded.</p>"
 
 
-def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) -> str:
+def _commands(
+    loaded: session.Loaded, dataset: data.Dataset, given: list[str], early: str | None
+) -> str:
     """What one may do next, as commands to copy."""
     config, words = loaded.config, []
     folder = str(loaded.run.path.absolute())
@@ -318,7 +316,7 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
     }
     if finished:
         values["steps"] = 2 * config.train.steps
-    if stopped_early and config.train.patience is not None:
+    if early and config.train.patience is not None:
         values["patience"] = 2 * config.train.patience
     for name, value in values.items():
         flag = "data" if name == "name" else name.replace("_", "-")
@@ -328,12 +326,16 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
             several = value if isinstance(value, tuple) else (value,)
             words += [f"--{flag}", *map(str, several)]
     train = "Train on, to twice the steps" if finished else "Continue the training"
-    train = "Train on, with twice the patience" if stopped_early else train
+    train = "Train on, with twice the patience" if early else train
     commands = {
         train: ["train", config.family, *words, "--out", folder],
         "Draw other samples": ["sample", folder, "--num", "64", "--seed", "1"],
-        "Judge it on the whole test split": ["evaluate", folder],
     }
+    if loaded.model.log_likelihood:
+        commands["Judge it on the whole test split"] = ["evaluate", folder]
+    elif dataset.num_classes:
+        judged = ["evaluate", folder, "--judge", "2000"]
+        commands["Judge its samples by a classifier of the labels"] = judged
     return "\n".join(
         f"<h3>{what}</h3><pre>{formats.text(shlex.join(['jaxgen', *command]))}</pre>"
         for what, command in commands.items()
@@ -342,7 +344,7 @@ def _commands(loaded: session.Loaded, given: list[str], *, stopped_early: bool) 
 
 def _evaluation(loaded: session.Loaded, values: Record) -> str:
     """A table of evaluation.json, error and kind beside their number."""
-    if not values and loaded.model.log_likelihood is None:
+    if values.keys() <= {"step", "best_step"} and loaded.model.log_likelihood is None:
         return "<p>This family has no likelihood.</p>"
     if not values:
         command = shlex.join(["jaxgen", "evaluate", str(loaded.run.path.absolute())])
@@ -350,12 +352,13 @@ def _evaluation(loaded: session.Loaded, values: Record) -> str:
             f"<p>Not evaluated yet. This does it:</p><pre>{formats.text(command)}</pre>"
         )
     rows, ranks = {}, values.get("ranks")
-    for name in (name for name in values if name != "ranks"):
+    for name in (n for n in values if n not in ("ranks", "quality", "memorisation")):
         number = formats.figure(values, name)
         kind = str(values.get(f"{name}_kind", ""))
         if re.sub("_(se|kind)$", "", name) not in values.keys() - {name}:
             rows[name] = ", ".join(filter(None, [number, KINDS.get(kind, kind)]))
-    return _table("", rows) + (_ranks(ranks) if isinstance(ranks, dict) else "")
+    shown = _ranks(ranks) if isinstance(ranks, dict) else ""
+    return _table("", rows) + shown + tables.page(values, loaded.run.path)
 
 
 def _ranks(ranks: Record) -> str:

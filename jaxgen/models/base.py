@@ -108,6 +108,25 @@ class LogLikelihood:
     class_log_prob: Array | None = None
 
 
+class Observation(NamedTuple):
+    """p(x given z) of a model, as annealed importance sampling asks for it.
+
+    Attributes:
+        log_prob: `(params, x [B, ...], z [B, ...], log_sigma) -> [B]` nats, constants
+            included, differentiable in z. The chains take z for N(0, I): where P(z) is
+            another density, log P(z) - log N(z; 0, I) is added.
+        sample: `(params, z, keys [B], log_sigma) -> x`, a draw of p(x given z).
+        density: Of what, as in `Model`: "continuous" images are dequantised ones.
+        is_fitted: Whether the model says no p(x given z) of its own and log_sigma, a
+            scalar, is to be fitted to training data. Otherwise both ignore it.
+    """
+
+    log_prob: Callable[..., Array]
+    sample: Callable[..., Array]
+    density: Literal["discrete", "continuous", "other"]
+    is_fitted: bool = False
+
+
 class Model(NamedTuple):
     """A family bound to a config: pure functions, no state.
 
@@ -124,6 +143,7 @@ class Model(NamedTuple):
         density: What the likelihood is a density of: "discrete" levels (bits/dim is
             NLL / (D ln 2)), "continuous" data in [0, 1] (8 bits/dim more), or "other"
             data, of which there are no bits/dim.
+        observation: p(x given z), where there is one.
         views: Further pictures of a model for its report, as pairs of a caption and
             `(params, x [N, H, W, C]) -> images [rows, columns, H, W, C]`.
         curves: Further figures of a model for its report.
@@ -139,6 +159,7 @@ class Model(NamedTuple):
     encode: Callable[..., Array] | None = None
     log_likelihood: Callable[..., LogLikelihood] | None = None
     density: Literal["discrete", "continuous", "other"] = "discrete"
+    observation: Observation | None = None
     views: tuple[tuple[str, Callable[..., Array]], ...] = ()
     curves: tuple[Curve, ...] = ()
     collapse: Callable[[Sequence[Mapping[str, Any]]], str | None] | None = None

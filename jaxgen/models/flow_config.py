@@ -13,7 +13,7 @@ from jaxgen._checks import (
     check_finite_options,
     unknown,
 )
-from jaxgen.columns import Column
+from jaxgen.columns import Column, misfit
 
 IMAGE_NETS = ("tarflow", "jet", "glow")
 TABLE_NETS = ("autoregressive", "coupling")
@@ -41,9 +41,10 @@ class Sampling:
         """The values of `--given`, by the names of context columns.
 
         Raises:
-            UserError: for a name that is none, or what is not a number.
+            UserError: for a name that is none, or a value that its column cannot have.
         """
-        names = [column.name for column in columns or () if column.is_context]
+        contexts = {c.name: c for c in columns or () if c.is_context}
+        names = list(contexts)
         if self.given and not names:
             raise UserError("--given is for a table with context columns: --columns")
         values = {}
@@ -55,6 +56,8 @@ class Sampling:
                 values[name] = float(value)
             except ValueError:
                 raise UserError(f"--given {name}: {value!r} is not a number") from None
+            if (wanted := misfit(contexts[name], values[name])) is not None:
+                raise UserError(f"--given {name}: {value} is not {wanted}")
         return values
 
 

@@ -11,6 +11,7 @@ References:
     (augmentation), arXiv:2006.06676.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -18,15 +19,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxgen import augmentation, columns
+from jaxgen import augmentation, columns, likelihoods
 from jaxgen.losses import gan as games
 from jaxgen.losses import penalties
 from jaxgen.models.base import (
     Aux,
     Batch,
     Model,
+    Observation,
     Player,
     example_keys,
     normal_prior,
@@ -39,6 +42,14 @@ __all__ = ["GANConfig", "Sampling", "discriminate", "make_gan", "resolve"]
 
 MEMORY = 0.99  # a step, of the sign that --adaptive follows
 OF_LOG_ODDS = ("relativistic", "non_saturating", "minimax")  # games that cost nats
+# What a generator pays whose samples have the odds exp(-10) of being data.
+CERTAIN = MappingProxyType(
+    {"relativistic": 10.0, "non_saturating": 10.0, "minimax": -math.exp(-10.0)}
+)
+# Logits above it call an example data; where differences alone count there is none.
+BOUNDARIES = MappingProxyType(
+    {"minimax": 0.0, "non_saturating": 0.0, "hinge": 0.0, "least_squares": 0.5}
+)
 UNITS = MappingProxyType(
     {"right": "share", "slope": "logits per unit of x", "augment": "probability"}
 )
@@ -74,9 +85,41 @@ def make_gan(config: GANConfig) -> Model:
         prior=normal_prior((_latent_dim(config),)),
         generate=generate,
         density="discrete" if of_images else "other",
+        observation=_observation(config) if of_images else None,
         views=tuple(views),
-        collapse=collapse,
+        collapse=functools.partial(collapse, certain=CERTAIN.get(config.game)),
     )
+
+
+def _observation(config: GANConfig) -> Observation:
+    """Dequantised images around the generator's: N(x; G(z), sigma^2).
+
+    With classes it is their even mixture, z being that of any; a chosen class is alone.
+    """
+    classes = np.arange(config.num_classes or 1)
+    if config.sampling.label is not None:
+        classes = classes[config.sampling.label :][:1]
+
+    def mean(params: Any, z: Array, label: Array) -> Array:
+        told = label if config.num_classes else None
+        return _to_data(config, _generated(config, params["generator"], z, told))
+
+    def log_prob(params: Any, x: Array, z: Array, log_sigma: Array) -> Array:
+        def of_class(label: Array) -> Array:
+            mu = mean(params, z, jnp.full(len(z), label))
+            return likelihoods.gaussian_log_prob(x, mu, log_sigma)
+
+        return jax.nn.logsumexp(
+            jax.vmap(of_class)(jnp.asarray(classes)), axis=0
+        ) - math.log(len(classes))
+
+    def sample(params: Any, z: Array, keys: Array, log_sigma: Array) -> Array:
+        choice, noise = _keys(2, keys)
+        chosen = jax.vmap(lambda key: jax.random.choice(key, classes))(choice)
+        draw = jax.vmap(likelihoods.gaussian_sample, (0, 0, None))
+        return draw(noise, mean(params, z, chosen), log_sigma)
+
+    return Observation(log_prob, sample, "continuous", is_fitted=True)
 
 
 def discriminate(
@@ -88,11 +131,15 @@ def discriminate(
     return _judged(config, params["discriminator"], inside, label)
 
 
-def collapse(records: Sequence[Mapping[str, Any]]) -> str | None:
+def collapse(
+    records: Sequence[Mapping[str, Any]], *, certain: float | None = 10.0
+) -> str | None:
     """What the last lines of metrics.jsonl all say for a collapse, or None.
 
     Samples that hardly differ; that show less than half of the classes that data show; or
-    a discriminator that is certain.
+    a discriminator that is certain: it tells 99.9 % of the pairs apart, and the generator
+    pays more than `certain`. Without that number, in games whose logits are no log odds,
+    it is not looked for.
     """
 
     def all_have(name: str, is_bad: Any) -> bool:
@@ -108,11 +155,12 @@ def collapse(records: Sequence[Mapping[str, Any]]) -> str | None:
     if all_have("samples/classes", lambda v: v < 0.5):
         share = 100 * now["samples/classes"]
         return f"the samples show {share:.0f} % of the classes that as many images show"
-    certain = all_have("right/pair", lambda v: v > 0.999)
-    if certain and all_have("loss/generator", lambda v: v > 10):
+    if certain is None or not all_have("right/pair", lambda v: v > 0.999):
+        return None
+    if all_have("loss/generator", lambda v: v > certain):
         return (
             f"the discriminator is certain ({100 * now['right/pair']:.1f} % of the pairs "
-            f"told apart, the generator pays {now['loss/generator']:.1f})"
+            f"told apart, the generator pays {now['loss/generator']:.3g})"
         )
     return None
 
@@ -143,19 +191,17 @@ def _discriminator_objective(config: GANConfig) -> Any:
             price = penalties.slope_deviation(
                 critic, real, fake, penalty_keys, checked=False
             )
-        price = _gamma(config, progress) * price
-        loss = games.GAMES[str(config.game)](*logits.T).discriminator + price
-        told = {
-            "right/real": logits[:, 0] > 0,
-            "right/fake": logits[:, 1] < 0,
-            "right/pair": logits[:, 0] > logits[:, 1],
-        }
+        loss = games.GAMES[str(config.game)](*logits.T).discriminator
+        told = {"right/pair": logits[:, 0] > logits[:, 1]}
+        if (boundary := BOUNDARIES.get(config.game)) is not None:
+            told["right/real"] = logits[:, 0] > boundary
+            told["right/fake"] = logits[:, 1] < boundary
         terms = {name: value.astype(jnp.float32) for name, value in told.items()}
+        root = jnp.sqrt(slopes)
+        terms |= {"slope/real": root[:, 0], "slope/fake": root[:, 1]}
         if config.penalty != "none":
-            terms["penalty"] = price
-        if config.penalty not in ("none", "gradient"):
-            root = jnp.sqrt(slopes)
-            terms |= {"slope/real": root[:, 0], "slope/fake": root[:, 1]}
+            terms["penalty"] = _gamma(config, progress) * price
+            loss += terms["penalty"]
         if config.augment:
             terms["augment"] = probability
         extra = _remembered(config, extra, logits)
@@ -189,9 +235,6 @@ def _logits_and_slopes(
     config: GANConfig, critic: Any, x: Array, keys: Array
 ) -> tuple[Array, Array]:
     """Of examples and samples; networks of ours judge each of them by itself."""
-    if config.penalty in ("none", "gradient"):
-        logits = critic(x)
-        return logits, jnp.zeros_like(logits)
     if config.penalty == "estimated":
         keys = jax.vmap(jax.random.split)(keys).reshape(-1)
         slopes = penalties.estimated_squared_slope(critic, x, keys, checked=False)

@@ -61,7 +61,8 @@ class GANConfig:
     """By what gamma is multiplied in the course of the run, along a cosine; by default
     0.1, and 0.01 for tables."""
     critic_steps: int = 1
-    """Updates of the discriminator for each of the generator."""
+    """Updates of the discriminator for each of the generator, of the same data but fresh
+    samples."""
     augment: float = 0.0
     """Probability of each change (color, translation, cutout) to what the discriminator
     sees, at most: it rises along a cosine over the first half of the run. For small data

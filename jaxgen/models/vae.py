@@ -26,6 +26,7 @@ from jaxgen.models.base import (
     Batch,
     LogLikelihood,
     Model,
+    Observation,
     Player,
     example_keys,
 )
@@ -68,7 +69,7 @@ def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> losses.vae.Elb
     """
     mu, log_var = encode(config, params, x)
     z = losses.vae.reparameterised(mu, log_var, eps)
-    log_prob = _log_prob(config, params, x, decode(config, params, z))
+    log_prob = net.log_prob(config, params, x, decode(config, params, z))
     if config.prior == "normal":
         rate = losses.vae.kl_standard_normal(mu, log_var)
     else:
@@ -139,8 +140,31 @@ def make_vae(config: VAEConfig) -> Model:
         encode=encode_sample,
         log_likelihood=None if config.autoencoder else log_likelihood,
         density="other" if of_rows else likelihood(config).density,
+        observation=None if of_rows or config.autoencoder else _observation(config),
         views=views(config),
     )
+
+
+def _observation(config: VAEConfig) -> Observation:
+    def log_prob(params: Any, x: Array, z: Array, log_sigma: Any) -> Array:
+        del log_sigma  # it has its own
+        outputs = decode(config, params["vae"], z)
+        nats = net.log_prob(config, params["vae"], x, outputs)
+        if config.prior == "normal":
+            return nats
+        zeros = jnp.zeros_like(z)
+        normal = losses.vae.normal_log_prob(z, zeros, zeros)
+        return nats + log_prior(config, params["vae"], z) - normal
+
+    def sample(params: Any, z: Array, keys: Array, log_sigma: Any) -> Array:
+        outputs = decode(config, params["vae"], z)
+        if config.likelihood == "gaussian":  # the very sigma of log_prob, unbounded
+            mu, draw = likelihood(config).mean(outputs), likelihoods.gaussian_sample
+            log_sigma = params["vae"]["log_sigma"]
+            return jax.vmap(draw, (0, 0, None))(keys, mu, log_sigma)
+        return jax.vmap(likelihood(config).sample)(keys, outputs)
+
+    return Observation(log_prob, sample, likelihood(config).density)
 
 
 def _one_draw_objective(config: VAEConfig) -> Any:
@@ -157,7 +181,7 @@ def _one_draw_objective(config: VAEConfig) -> Any:
             z = losses.vae.reparameterised(mu, log_var, eps)
         outputs = decode(config, params, z)
         log_sigma = _training_log_sigma(config, extra, x, outputs, mask)
-        log_prob = log_det + _log_prob(config, params, x, outputs, log_sigma)
+        log_prob = log_det + net.log_prob(config, params, x, outputs, log_sigma)
         terms = {"distortion": -log_prob}
         if config.autoencoder:
             loss = -log_prob
@@ -238,7 +262,7 @@ def _geco(
         tolerance=float(config.geco or 0.0),
         num_values=math.prod(x.shape[1:]),
     )
-    return lagrangian - _stored_term(x, means, params["log_sigma"])
+    return lagrangian - net.stored_term(x, means, params["log_sigma"])
 
 
 def _training_log_sigma(
@@ -304,7 +328,7 @@ def _log_weight_terms(
     outputs = decode(config, params, z.reshape(num * batch, -1))
     outputs = outputs.reshape(num, batch, *outputs.shape[1:])
     # Mapped over K, x is not repeated in memory: 1.5 times faster a step at K = 5.
-    log_prob = jax.vmap(lambda o: _log_prob(config, params, x, o))(outputs)
+    log_prob = jax.vmap(lambda o: net.log_prob(config, params, x, o))(outputs)
     log_normal = jax.vmap(losses.vae.normal_log_prob, (0, None, None))
     return log_prob, log_normal(z, mu, log_var) - log_prior(config, params, z)
 
@@ -344,36 +368,3 @@ def _importance_likelihood(
         standard_error=estimate.standard_error,
         ess=estimate.ess,
     )
-
-
-def _log_prob(
-    config: VAEConfig,
-    params: Any,
-    x: Array,
-    outputs: Array,
-    log_sigma: Array | None = None,
-) -> Array:
-    """Log p(x given z), `[B]` nats, of the stored sigma or of that of the training."""
-    if config.likelihood != "gaussian":
-        return likelihood(config).log_prob(x, outputs)
-    mu, stored = likelihood(config).mean(outputs), params["log_sigma"]
-    if log_sigma is not None:
-        return _followed_log_prob(x, mu, stored, log_sigma)
-    if config.sigma == "fixed":
-        stored = jax.lax.stop_gradient(stored)
-    return likelihoods.gaussian_log_prob(x, mu, stored)
-
-
-def _followed_log_prob(x: Array, mu: Array, stored: Array, log_sigma: Array) -> Array:
-    """The Gaussian's value and gradient at a sigma that is found, not trained."""
-    log_prob = likelihoods.gaussian_log_prob(x, mu, log_sigma)
-    return log_prob + _stored_term(x, mu, stored)
-
-
-def _stored_term(x: Array, mu: Array, stored: Array) -> Array:
-    """Zeros that train the stored log sigma, which evaluation uses.
-
-    It follows the same likelihood with the means frozen.
-    """
-    frozen = likelihoods.gaussian_log_prob(x, jax.lax.stop_gradient(mu), stored)
-    return frozen - jax.lax.stop_gradient(frozen)

@@ -64,6 +64,39 @@ def likelihood(config: VAEConfig) -> likelihoods.Likelihood:
     return likelihoods.LIKELIHOODS[str(config.likelihood)]()
 
 
+def log_prob(
+    config: VAEConfig,
+    params: Any,
+    x: Array,
+    outputs: Array,
+    log_sigma: Array | None = None,
+) -> Array:
+    """Log p(x given z), `[B]` nats, of the stored sigma or of that of the training."""
+    if config.likelihood != "gaussian":
+        return likelihood(config).log_prob(x, outputs)
+    mu, stored = likelihood(config).mean(outputs), params["log_sigma"]
+    if log_sigma is not None:
+        return _followed_log_prob(x, mu, stored, log_sigma)
+    if config.sigma == "fixed":
+        stored = jax.lax.stop_gradient(stored)
+    return likelihoods.gaussian_log_prob(x, mu, stored)
+
+
+def _followed_log_prob(x: Array, mu: Array, stored: Array, log_sigma: Array) -> Array:
+    """The Gaussian's value and gradient at a sigma that is found, not trained."""
+    log_prob = likelihoods.gaussian_log_prob(x, mu, log_sigma)
+    return log_prob + stored_term(x, mu, stored)
+
+
+def stored_term(x: Array, mu: Array, stored: Array) -> Array:
+    """Zeros that train the stored log sigma, which evaluation uses.
+
+    It follows the same likelihood with the means frozen.
+    """
+    frozen = likelihoods.gaussian_log_prob(x, jax.lax.stop_gradient(mu), stored)
+    return frozen - jax.lax.stop_gradient(frozen)
+
+
 def mean(config: VAEConfig, params: Any, z: Array) -> Array:
     """The mean of p(x given z), inside."""
     return likelihood(config).mean(decode(config, params, z))

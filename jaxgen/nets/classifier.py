@@ -26,14 +26,18 @@ class LeNet(nn.Module):
     channels: Sequence[int] = (16, 32, 64)
     hidden: int = 128
 
-    @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[B, H, W, C]` in [0, 1] `-> [B, num_classes]` logits; 8x8 pixels or more."""
+        return self.features_and_logits(x)[1]
+
+    @nn.compact
+    def features_and_logits(self, x: Array) -> tuple[Array, Array]:
+        """As `__call__`, and before the logits what they are made of: `[B, hidden]`."""
         h = x
         for channels in self.channels:
             h = nn.relu(_halved(Conv(channels, (3, 3))(h)))
         h = nn.relu(nn.Dense(self.hidden)(h.reshape(h.shape[0], -1)))
-        return nn.Dense(self.num_classes)(h)
+        return h, nn.Dense(self.num_classes)(h)
 
 
 def _halved(h: Array) -> Array:

@@ -257,13 +257,18 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """`{"part.key": (old, new)}` of everything that differs."""
-    flat_old, flat_new = _flat(to_dict(old)), _flat(to_dict(new))
+    flat_old, flat_new = flat(old), flat(new)
     keys = sorted(flat_old.keys() | flat_new.keys())
     return {
         key: (flat_old.get(key), flat_new.get(key))
         for key in keys
         if flat_old.get(key) != flat_new.get(key)
     }
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """`{"part.key": value}` of everything in a config."""
+    return _flat(to_dict(config))
 
 
 def may_change(key: str, old: Any, new: Any) -> bool:

@@ -91,7 +91,7 @@ def with_prior(loaded: session.Loaded, prior: Prior) -> session.Loaded:
         f"z is drawn from {prior.told}; the likelihood is of the model's own prior only"
     )
     return loaded._replace(
-        model=loaded.model._replace(prior=draw, log_likelihood=None),
+        model=loaded.model._replace(prior=draw, log_likelihood=None, observation=None),
         params={**loaded.params, PLAYER: prior.params},
         notes=[*loaded.notes, note],
     )

@@ -155,12 +155,20 @@ def cooled(runs: Sequence[Any]) -> list[Any]:
 
 
 def rollbacks(path: Any) -> list[dict[str, Any]]:
-    """What a run's folder tells of the times it went back."""
+    """What a run's folder tells of the times it went back.
+
+    Raises:
+        RunError: if that cannot be read: the learning rate depends on it.
+    """
+    file = path / "rollbacks.json"
     try:
-        found = json.loads((path / "rollbacks.json").read_text())
-    except (OSError, ValueError):
-        return []
-    return found if isinstance(found, list) else []
+        found = json.loads(file.read_text()) if file.is_file() else []
+        return [{key: r[key] for key in ("from", "to", "evidence")} for r in found]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{file} cannot be read ({error}); it tells how often the learning rate was "
+            "halved: mend it, or remove it to go on with the full rate"
+        ) from error
 
 
 def notes(folder: Any) -> list[str]:
@@ -180,10 +188,10 @@ def notes(folder: Any) -> list[str]:
     return told
 
 
-def tell(collapsed: Collapse) -> None:
-    """Says what was seen, and what could be done."""
+def tell(collapsed: Collapse, where: str = "") -> None:
+    """Says what was seen, and what could be done; `where`, of several runs, in which."""
     say(
-        f"step {collapsed.step:,}: collapse: {collapsed.evidence}; healthy until step "
+        f"{where}step {collapsed.step:,}: collapse: {collapsed.evidence}; healthy until step "
         f"{collapsed.healthy:,}. --on-collapse rollback goes back and on; a larger "
         "--gamma, a lower --learning-rate or --augment make it less likely"
     )

@@ -63,7 +63,7 @@ class Keepers:
     ):
         self._runs, self._layout, self._checkpoints = runs, layout, checkpoints
         self._config, self._validator = runs[0].session.config.train, validator
-        self._watch, self._told = watch, False
+        self._watch, self._told = watch, set[int]()
         self._draw = assembly.Sampler(runs[0].session)
         paths = writing.paths_of(abstract_state(runs[0].session).params)
         self._writers = [
@@ -152,9 +152,10 @@ class Keepers:
             told[i][health.NAME] = found.evidence
             if self._config.on_collapse != "tell":
                 collapsed = found
-            elif not self._told:
-                self._told = True
-                health.tell(found)
+            elif i not in self._told:
+                self._told.add(i)
+                several = len(self._runs) > 1
+                health.tell(found, f"{run.folder.path}: " if several else "")
         return collapsed
 
     def _is_even(self, done: int) -> bool:

@@ -1,8 +1,9 @@
 """What examples are, images or rows of a table, to those who show and store them."""
 
+import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,6 +94,38 @@ def scatter(rows: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
     figure.savefig(buffer, format="rgba")
     pixels = np.frombuffer(buffer.getvalue(), np.uint8)
     return pixels.reshape(round(DOTS * side), -1, 4)[..., :3]
+
+
+def file_of(
+    model: Any, suffix: str, samples: np.ndarray, beside: Mapping[str, np.ndarray]
+) -> bytes:
+    """The content of a file of stored samples.
+
+    Args:
+        model: Its resolved config.
+        suffix: One of its medium's.
+        samples: `[N, ...]`.
+        beside: Further numbers of each, `[N]`, by name; a picture does not show them.
+    """
+    if suffix == ".csv":
+        names = [column.name for column in model.columns]
+        table = np.column_stack([samples, *beside.values()])
+        return _csv([*names, *beside], table).encode()
+    if suffix == ".npz":
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {of(model).unit: samples, **beside}
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+    return pictures.png(of(model).picture(samples), min_side=256)
+
+
+def _csv(names: Sequence[str], rows: np.ndarray) -> str:
+    """Rows under a header, with as many digits as float32 has."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([[f"{value:.9g}" for value in row] for row in rows])
+    return text.getvalue()
 
 
 def _shown(columns: Sequence[Column]) -> list[int]:

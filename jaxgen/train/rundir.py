@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ PACKAGES = (
     "jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain",
     "tensorflow-datasets", "array_record", "scikit-learn", "pillow", "pyarrow",
 )  # fmt: skip
+
+
+_GRID = re.compile(r"step_(\d+)\.png")
 
 
 class RunFolder:
@@ -142,6 +146,11 @@ class RunFolder:
                 if isinstance(record, dict) and isinstance(record.get("step"), int):
                     records.append(record)
         return records
+
+    def grids(self) -> list[tuple[int, Path]]:
+        """Pictures of samples with their steps, the newest last."""
+        found = ((_GRID.fullmatch(p.name), p) for p in self.samples.glob("*"))
+        return sorted((int(match[1]), path) for match, path in found if match)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds one line.

@@ -10,6 +10,7 @@ from flow_cases import FLOW_CASES, FlowCase
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.99)
 CHECKED_UPDATES = 3  # whose losses are compared, from equal parameters and noise
 SAMPLING_STEPS = 10
+GAN_BLOCKS = 2  # residual ones a stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ CASES: dict[str, Case | FlowCase] = {
         channels=3,
         batch_size=64,
         latent_dim=64,
+        steps_per_dispatch=8,
     ),
     "gan-dcgan": Case(
         net="dcgan",
@@ -111,6 +113,7 @@ CASES: dict[str, Case | FlowCase] = {
         channels=3,
         batch_size=64,
         latent_dim=64,
+        steps_per_dispatch=8,
     ),
     **FLOW_CASES,
 }

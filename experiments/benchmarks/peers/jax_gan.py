@@ -38,6 +38,7 @@ class Side:
             width=case.widths[0],
             latent_dim=case.latent_dim,
             patch=2,
+            blocks=cases.GAN_BLOCKS,
             gamma_decay=1.0,
         )
         config = run_config(case, "gan", model)

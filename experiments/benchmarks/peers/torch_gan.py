@@ -43,7 +43,7 @@ class Generator(nn.Module):
             if stage < times and above != own:
                 narrowed = nn.Conv2d(above, own, 1, bias=False)
                 self.add_module(f"narrowed_{stage}", narrowed)
-            self.add_module(f"stage_{stage}_0", Block(own))
+            _add_blocks(self, stage, own)
         if self.residual:
             self.output = nn.Conv2d(_width(case, 0), 4 * case.channels, 1)
 
@@ -59,7 +59,7 @@ class Generator(nn.Module):
                 if hasattr(self, f"narrowed_{stage}"):
                     h = self.get_submodule(f"narrowed_{stage}")(h)
                 h = F.interpolate(h, scale_factor=2.0, mode="bilinear")
-            h = self.get_submodule(f"stage_{stage}_0")(h)
+            h = _through_blocks(self, stage, h)
         return _unpatched(self.output(h)) if self.residual else h
 
 
@@ -81,7 +81,7 @@ class Discriminator(nn.Module):
             if stage and own != _width(case, stage - 1):
                 widened = nn.Conv2d(_width(case, stage - 1), own, 1, bias=False)
                 self.add_module(f"widened_{stage}", widened)
-            self.add_module(f"stage_{stage}_0", Block(own))
+            _add_blocks(self, stage, own)
         features = _width(case, self.stages[-1])
         if self.residual:
             self.input = nn.Conv2d(case.channels, _width(case, 0), 2, stride=2)
@@ -102,7 +102,7 @@ class Discriminator(nn.Module):
                 h = _halved(h)
                 if hasattr(self, f"widened_{stage}"):
                     h = self.get_submodule(f"widened_{stage}")(h)
-            h = self.get_submodule(f"stage_{stage}_0")(h)
+            h = _through_blocks(self, stage, h)
         return self.output((h * self.basis).sum((2, 3)))[:, 0]
 
 
@@ -205,6 +205,17 @@ class Side:
         with torch.no_grad():
             there = discriminator(real)
         return F.softplus(there - fake).mean()
+
+
+def _add_blocks(net: nn.Module, stage: int, channels: int) -> None:
+    for number in range(cases.GAN_BLOCKS):
+        net.add_module(f"stage_{stage}_{number}", Block(channels))
+
+
+def _through_blocks(net: nn.Module, stage: int, h: Tensor) -> Tensor:
+    for number in range(cases.GAN_BLOCKS):
+        h = net.get_submodule(f"stage_{stage}_{number}")(h)
+    return h
 
 
 def _sides(case: cases.Case) -> list[int]:

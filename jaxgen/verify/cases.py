@@ -1,17 +1,21 @@
-"""Small networks and a dict of all bijectors, for the tests of flows."""
+"""Small networks and a dict of all bijectors, with random parameters and data."""
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxgen import bijectors
+from jaxgen.verify.records import compiled
 
 
 class Case(NamedTuple):
+    """A bijector, the shape of its examples and their range."""
+
     bijector: bijectors.Bijector
     shape: tuple[int, ...] = (4,)
     condition: bool = False
@@ -20,7 +24,7 @@ class Case(NamedTuple):
     is_identity: bool = False  # up to an order of the values
 
 
-def randomised(params, key, deviation=0.3):
+def randomised(params: Any, key: Array, deviation: float = 0.3) -> Any:
     """Zeros would make every flow the identity, and every test pass."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, max(1, len(leaves)))
@@ -33,14 +37,15 @@ def randomised(params, key, deviation=0.3):
     )
 
 
-def dense(key, inputs, outputs, dtype):
+def dense(key: Array, inputs: int, outputs: int, dtype: Any) -> Array:
+    """A kernel of unit gain."""
     return jax.random.normal(key, (inputs, outputs), dtype) / math.sqrt(max(1, inputs))
 
 
-def mlp(num_outputs, *, hidden=16) -> bijectors.Network:
+def mlp(num_outputs: int, *, hidden: int = 16) -> bijectors.Network:
     """Of the last axis and the condition `[B, K]`."""
 
-    def init(key, h, condition):
+    def init(key: Array, h: Array, condition: Any) -> Any:
         k1, k2, k3 = jax.random.split(key, 3)
         dtype = h.dtype
         params = {
@@ -52,7 +57,7 @@ def mlp(num_outputs, *, hidden=16) -> bijectors.Network:
             params["condition"] = dense(k3, condition.shape[-1], hidden, dtype)
         return params
 
-    def apply(params, h, condition):
+    def apply(params: Any, h: Array, condition: Any) -> Array:
         hidden = h @ params["in"] + jnp.expand_dims(
             params["bias"], tuple(range(h.ndim - 1))
         )
@@ -65,45 +70,47 @@ def mlp(num_outputs, *, hidden=16) -> bijectors.Network:
     return bijectors.Network(init, apply)
 
 
-def made(dim, num_params, *, hidden=24) -> bijectors.Network:
+def made(dim: int, num_params: int, *, hidden: int = 24) -> bijectors.Network:
     """Hidden unit j sees values before 1 + j mod (D - 1)."""
     degrees = 1 + np.arange(hidden) % max(1, dim - 1)
     first = (np.arange(1, dim + 1)[:, None] <= degrees[None]).astype(np.float32)
     last = (degrees[:, None] < np.arange(1, dim + 1)[None]).astype(np.float32)
     plain = mlp(num_params * dim, hidden=hidden)
 
-    def apply(params, h, condition):
+    def apply(params: Any, h: Array, condition: Any) -> Array:
         masked = dict(params)
         masked["in"] = params["in"] * first
         masked["out"] = params["out"] * np.tile(last, (1, num_params))
         bias = params["free"][None]  # so that the first value has parameters too
         return plain.apply(masked, h, condition) + bias
 
-    def init(key, h, condition):
+    def init(key: Array, h: Array, condition: Any) -> Any:
         params = plain.init(key, h, condition)
         return {**params, "free": jnp.zeros(num_params * dim, h.dtype)}
 
     return bijectors.Network(init, apply)
 
 
-def running_sums(num_params, channels) -> bijectors.CausalNetwork:
+def running_sums(num_params: int, channels: int) -> bijectors.CausalNetwork:
     """Block t is told tanh of a sum of what a layer makes of the blocks before."""
     tell = mlp(num_params * channels)
 
-    def init(key, h, condition):
+    def init(key: Array, h: Array, condition: Any) -> Any:
         k1, k2 = jax.random.split(key)
         params = tell.init(k1, jnp.zeros((*h.shape[:-1], 8), h.dtype), condition)
         return {"tell": params, "see": dense(k2, h.shape[-1], 8, h.dtype)}
 
-    def apply(params, h, condition):
+    def apply(params: Any, h: Array, condition: Any) -> Array:
         seen = jnp.cumsum(jnp.tanh(h @ params["see"]), axis=1)
         before = jnp.pad(seen[:, :-1], ((0, 0), (1, 0), (0, 0)))
         return tell.apply(params["tell"], before, condition)
 
-    def memory(params, z, condition):
+    def memory(params: Any, z: Array, condition: Any) -> Array:
         return jnp.zeros((z.shape[0], 8), z.dtype)
 
-    def step(params, memory, last, t, condition):
+    def step(
+        params: Any, memory: Array, last: Array, t: Array, condition: Any
+    ) -> tuple[Array, Array]:
         seen = jnp.tanh(last @ params["see"])
         memory = jnp.where(t == 0, memory, memory + seen)
         raw = tell.apply(params["tell"], memory[:, None], condition)
@@ -113,6 +120,7 @@ def running_sums(num_params, channels) -> bijectors.CausalNetwork:
 
 
 def cases() -> dict[str, Case]:
+    """Every bijector once, and some of their chains."""
     affine, rqs = (
         bijectors.affine(),
         bijectors.rational_quadratic(num_bins=5, bound=3.0),
@@ -129,7 +137,9 @@ def cases() -> dict[str, Case]:
         bijectors.actnorm(),
         bijectors.invertible_linear(),
         bijectors.coupling(mlp(2 * 2), affine, num_kept=2),
-        bijectors.split(bijectors.flatten(2, 2, 2)),
+        bijectors.split(
+            bijectors.chain(bijectors.actnorm(), bijectors.flatten(2, 2, 2))
+        ),
     )
     checkers = bijectors.checkerboard(2, 2)
     return {
@@ -214,25 +224,33 @@ def cases() -> dict[str, Case]:
 CASES = cases()
 
 
-def data(case: Case, key, batch=3, dtype=jnp.float64):
+def within(case: Case, x: Array) -> Array:
+    """Numbers of the line, `[B, ...]`, within the case's bounds."""
+    if np.isfinite(case.low) and np.isfinite(case.high):
+        share = 0.02 + 0.96 * jax.nn.sigmoid(2 * x)
+        return case.low + (case.high - case.low) * share
+    return case.low + jnp.exp(x) if np.isfinite(case.low) else x
+
+
+def data(
+    case: Case, key: Array, batch: int = 3, dtype: Any = jnp.float64
+) -> tuple[Array, Array | None]:
     """Examples of a case, within its bounds, and its condition."""
     k1, k2 = jax.random.split(key)
     x = jax.random.normal(k1, (batch, *case.shape), dtype)
-    if np.isfinite(case.low) and np.isfinite(case.high):
-        x = case.low + (case.high - case.low) * (0.02 + 0.96 * jax.nn.sigmoid(2 * x))
-    elif np.isfinite(case.low):
-        x = case.low + jnp.exp(x)
+    x = within(case, x)
     condition = jax.random.normal(k2, (batch, 2), dtype) if case.condition else None
     return x, condition
 
 
 @functools.cache
-def random_params(case: Case, dtype=jnp.float64):
+def random_params(case: Case, dtype: Any = jnp.float64) -> Any:
+    """Params of the case, none of them what they begin as."""
     key = jax.random.key(0)
     x, condition = data(case, key, batch=16, dtype=dtype)
 
-    @jax.jit
-    def made(key):
+    @compiled
+    def made(key: Array) -> Any:
         params = case.bijector.init(key, x, condition)
         return randomised(params, jax.random.fold_in(key, 1))
 
