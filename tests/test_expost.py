@@ -143,13 +143,18 @@ def test_a_fit_is_kept_until_the_run_is_another(run, capsys):
 
 def test_another_prior_has_no_likelihood(run, capsys):
     status, out, _ = call(
-        capsys, "evaluate", run, "--ex-post", "gaussian", "--num-samples", 2, "--json"
+        capsys, "evaluate", run, "--ex-post", "gaussian", "--num", 0, "--json"
     )
     assert status == 0
     told = json.loads(out)
-    assert "nll_nats" not in told
+    assert told["nll_nats"] is None
     assert told["sampling"]["ex_post"] == "gaussian"
     assert expost.load(run).model.log_likelihood is not None
+    status, out, err = call(
+        capsys, "evaluate", run, "--ex-post", "gmm", "--num", 0, "--ais", 9
+    )
+    assert status == 2
+    assert "--ais" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
