@@ -310,6 +310,11 @@ def _cell(value: Any) -> str:
     return f"{value:,.4f}" if isinstance(value, float) else str(value)
 
 
+def _shortened(value: Any, most: int = 150) -> str:
+    shown = str(value)
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**31:
         raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
@@ -322,7 +327,8 @@ def _changes(
     changes = configs.differences(run.read_config(), bound.config)
     refused = [n for n, change in changes.items() if not configs.may_change(n, *change)]
     if refused:
-        shown = "; ".join(f"{n}: {changes[n][0]} -> {changes[n][1]}" for n in refused)
+        told = {n: [_shortened(value) for value in changes[n]] for n in refused}
+        shown = "; ".join(f"{n}: {old} -> {new}" for n, (old, new) in told.items())
         raise UserError(
             f"{run.path} holds a run with another config ({shown}): give another --out"
         )

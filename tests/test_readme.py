@@ -104,9 +104,13 @@ def test_commands_run(line, trained, tmp_path, mnist_dir, monkeypatch, capsys):
         words += [*tiny, "--repeats", "2"]
     if words[0] == "sample" and "--num" not in words:
         words += ["--num", "4"]
-    if "RUN" in words:
+    if {"RUN", "latents:RUN"} & set(words):
         shutil.copytree(trained(family(words)), tmp_path / "RUN")
-    if "OTHER" in words:  # the same run, but for its seed
+    if "--prior-run" in words:
+        rows = ["--data", "latents:RUN", *tiny, "--steps", "2", "--out", "OTHER"]
+        with pytest.raises(SystemExit):
+            cli.main(["train", "vae", *rows])
+    elif "OTHER" in words:  # the same run, but for its seed
         shutil.copytree("RUN", "OTHER")
         config = json.loads(Path("OTHER/config.json").read_text())
         config["train"]["seed"] = 1
