@@ -62,6 +62,20 @@ def test_computed_sigma_converges_to_the_noise_of_a_linear_gaussian_vae():
     np.testing.assert_allclose(np.exp(state.ema["vae"]["log_sigma"]), noise, rtol=0.01)
 
 
+def test_computed_sigma_weighs_the_error_in_training_and_the_stored_one_in_judging():
+    """An autoencoder, whose loss is -log p(x given z) alone, where the two differ."""
+    _, model = bound((1, 6, 1), sigma="computed", sigma_value=0.2, autoencoder=True)
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 1, 6, 1)), jnp.float32)
+    params, extra = started(model, x)
+    params["vae"]["log_sigma"] = jnp.log(jnp.float32(0.7))
+    objective = model.players[0].objective
+    loss, aux = objective(params, extra, {"x": x}, jax.random.key(0), jnp.float32(0))
+    rebuilt = model.generate(params, model.encode(params, x, None), None)
+    expected = -stats.norm(rebuilt, 0.2).logpdf(x).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(aux.metrics["sigma"], 0.2, rtol=1e-6)
+
+
 def test_geco_holds_its_constraint_at_the_rate_of_shannon():
     """Of N(0, I) in two dimensions and tolerance kappa^2 the least KL is -log kappa^2."""
     data = np.random.default_rng(0).normal(size=(2000, 2))
