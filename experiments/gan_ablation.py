@@ -65,7 +65,7 @@ def fit(name: str, seed: int, options: Options) -> dict[str, Any]:
     asked = cli.TrainOptions(out=folder.path)
     if status := commands.train(config, asked, processes.Launch()):
         raise SystemExit(status)
-    commands.evaluate(cli.EvaluateOptions(run=folder.path, judge=options.judge))
+    commands.evaluate(cli.EvaluateOptions(run=folder.path, judge=options.judge, num=0))
     told, lines = json.loads(folder.evaluation.read_text()), folder.read_metrics()
     figures = {key: told[key] for key in ("modes", "reverse_kl")}
     for key in ("right/pair", "loss/generator", "samples/diversity"):
