@@ -18,7 +18,13 @@ from jaxgen import data, models
 from jaxgen._checks import RunError, UserError
 from jaxgen.evaluate import annealed
 from jaxgen.evaluate.likelihood import evaluate_likelihood
-from jaxgen.models.base import LogLikelihood, Model, Observation, indexed_keys
+from jaxgen.models.base import (
+    LogLikelihood,
+    Model,
+    Observation,
+    indexed_keys,
+    normal_prior,
+)
 from jaxgen.train import config as configs
 from jaxgen.train.session import Loaded
 from jaxgen.verify import linear_gaussian
@@ -61,7 +67,7 @@ def linear(*, is_fitted=False):
     model = Model(
         init=lambda key, batch: ({}, ()),
         players=(),
-        prior=jax.vmap(lambda key: jax.random.normal(key, (2,))),
+        prior=normal_prior((2,)),
         generate=lambda params, z, keys, condition=None: mean(z),
         log_likelihood=None if is_fitted else likelihood,
         density="other",
