@@ -1,0 +1,1 @@
+"""What is wrong with a trained run, and which flag mends it."""
