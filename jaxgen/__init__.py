@@ -20,6 +20,7 @@ _MODULES = (
     "evaluate",
     "likelihoods",
     "losses",
+    "mixtures",
     "models",
     "nets",
     "probability_flow",

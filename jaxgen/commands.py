@@ -23,7 +23,9 @@ from jaxgen.evaluate import judgement, likelihood, quality, tables
 from jaxgen.train import (
     assembly,
     checkpoint,
+    expost,
     health,
+    latents,
     loop,
     medium,
     parallel,
@@ -51,12 +53,13 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
     _check_seed(config.train.seed + options.num_seeds - 1)
     processes.start(launch)
     parallel.count_cpu_as(config.train.devices)
+    latents.ensure(config.data)
     opened = data.open_dataset(config.data)
     resolved = session.resolve(config, opened)
     dataset = data.with_validation(opened, resolved.train.patience)
     for note in dataset.notes:
         say(note)
-    data.check_batch_size(dataset.train, config.train.batch_size)
+    data.check_batch_size(dataset.train, resolved.train.batch_size)
     bound = [
         session.bind(_with_seed(resolved, config.train.seed + i))
         for i in range(options.num_seeds)
@@ -168,7 +171,7 @@ def sample(options: Any, sampling: Any = None) -> int:
         raise UserError(f"--out must end in {endings} for {shown.unit}, got {out}")
     if not out.parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
-    loaded = session.load(options.run, sampling, ema_width=options.ema_width)
+    loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
     if options.log_prob:
         _check_log_prob(loaded, out)
     for note in loaded.notes:
@@ -267,10 +270,11 @@ def evaluate(options: Any, sampling: Any = None) -> int:
             f"--num must be 0 (none) or at least {quality.LEAST}, got {options.num}"
         )
     _check_seed(options.seed)
-    loaded = session.load(options.run, sampling, ema_width=options.ema_width)
+    loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
     config = loaded.config.data
     if options.data_dir is not None:
         config = dataclasses.replace(config, data_dir=options.data_dir)
+    latents.ensure(config)
     dataset = data.open_dataset(config)
     if tuple(dataset.shape) != tuple(loaded.config.model.shape):
         raise UserError(

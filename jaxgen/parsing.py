@@ -32,7 +32,8 @@ def parse_use(options: Any, argv: list[str], prog: str) -> tuple[Any, Any]:
     if sampling is None:
         return parse(options, argv, prog), None
     parts = {"run": options(run=Path(folder)), "sampling": sampling}
-    argv = [arg for arg in argv if arg != folder]
+    place = argv.index(folder)
+    argv = [*argv[:place], *argv[place + 1 :]]
     parsed = parse_parts(parts, argv, f"{prog} RUN", options.__doc__)
     return parsed.run, parsed.sampling
 

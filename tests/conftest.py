@@ -41,6 +41,7 @@ jaxtyping.install_import_hook(
             "augmentation",
             "averaging",
             "bijectors",
+            "mixtures",
             "probability_flow",
             "samplers",
             "schedules",

@@ -135,8 +135,3 @@ def test_a_bad_table_is_one_line_and_status_2(tmp_path, capsys):
     status, out, err = call(capsys, *argv)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "column 'b', line 7: 'abc' is no number" in err
-    status, _, err = call(capsys, *argv, "--columns", "b=skip")
-    assert status == 2
-    assert err.splitlines()[-1].startswith(
-        "jaxgen: vae models images; tables are for: "
-    )

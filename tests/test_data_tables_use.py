@@ -109,7 +109,7 @@ def test_resolve_makes_the_path_absolute_and_the_family_sees_the_columns(
         seen.append((shape, transform, num_classes, columns))
         return model, "none"
 
-    stub = models.FAMILIES["vae"]._replace(resolve=resolve, takes_tables=True)
+    stub = models.FAMILIES["vae"]._replace(resolve=resolve)
     monkeypatch.setitem(models.FAMILIES, "vae", stub)
     config = configs.default("vae")
     for name, resolved, stem in (
@@ -136,9 +136,8 @@ def test_list_names_tables(capsys):
         assert name in out
 
 
-def test_a_table_of_fewer_rows_than_a_batch_still_hears_of_the_family(capsys):
-    status, _, err = call(capsys, "train", "vae", "--data", "table:iris")
-    assert status == 2
-    assert err.splitlines()[-1].startswith(
-        "jaxgen: vae models images; tables are for: "
-    )
+def test_a_table_of_fewer_rows_than_a_batch_is_one_batch(capsys):
+    argv = ("train", "vae", "--data", "table:iris", "--dry-run")
+    status, out, _ = call(capsys, *argv)
+    assert status == 0
+    assert '"batch_size": 120' in out

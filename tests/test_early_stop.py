@@ -49,7 +49,7 @@ def wandering(config):
     return Model(
         init=lambda key, batch: ({"walk": {"place": jnp.float32(0.0)}}, jnp.int32(0)),
         players=(Player("walk", objective),),
-        prior=lambda keys: jnp.zeros((len(keys), 1)),
+        prior=lambda keys, params=None: jnp.zeros((len(keys), 1)),
         generate=lambda params, z, keys, condition=None: jnp.zeros((len(z), 4, 4, 1)),
     )
 

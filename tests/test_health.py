@@ -3,7 +3,6 @@
 import shutil
 import signal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from doors import call
 from jaxgen import data, models
 from jaxgen._checks import RunError, UserError
 from jaxgen.models import gan, vae
-from jaxgen.models.base import Aux, Model, Player
+from jaxgen.models.base import Aux, Model, Player, normal_prior
 from jaxgen.train import config as configs
 from jaxgen.train import health, loop, rundir, session
 from jaxgen.train.keeping import Run
@@ -37,7 +36,7 @@ def shrinking(config):
     return Model(
         init=lambda key, batch: ({"walk": {"place": jnp.float32(0.0)}}, ()),
         players=(Player("walk", objective),),
-        prior=jax.vmap(lambda key: jax.random.normal(key, (1,))),
+        prior=normal_prior((1,)),
         generate=generate,
         collapse=lambda records: gan.collapse(
             [{"samples/diversity": r["samples/diversity"]} for r in records]

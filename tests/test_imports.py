@@ -20,6 +20,7 @@ OTHERS = ("sklearn", "matplotlib", "PIL", "tyro", "rich", "chex", "array_record"
         "jaxgen.schedules",
         "jaxgen.augmentation",
         "jaxgen.averaging",
+        "jaxgen.mixtures",
         "jaxgen.verify",
         "jaxgen",
     ],

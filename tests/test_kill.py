@@ -12,7 +12,10 @@ import unoptimised
 from test_loop import leaves
 
 RUNS = {
-    "vae": (3, "--hidden 8 --latent-dim 2 --mixture 1 --steps 800"),
+    "vae": (
+        3,
+        "--hidden 8 --latent-dim 2 --likelihood gaussian --geco 0.2 --steps 800",
+    ),
     "diffusion": (1, "--widths 8 --blocks 1 --num-steps 2 --steps 240"),
     "gan": (1, "--width 8 --augment 0.5 --adaptive --steps 200"),
     "flow": (1, "--data table:wine --width 8 --depth 2 --patience 1000 --steps 400"),

@@ -10,6 +10,7 @@ import pytest
 
 from jaxgen import schedules
 from jaxgen._checks import UserError
+from jaxgen.columns import Column
 from jaxgen.models import diffusion
 from jaxgen.models import diffusion_denoiser as net
 from jaxgen.models.base import indexed_keys
@@ -53,14 +54,16 @@ def keys(num, seed=5):
 
 def test_sigma_data_and_mean_are_those_of_the_data():
     x = images(16, (8, 8, 2))
-    _, _, params = made(x)
+    config, _, params = made(x)
     centred = np.asarray(2 * x - 1) - np.asarray(2 * x - 1).mean(axis=(0, 1, 2))
     np.testing.assert_allclose(
         params["denoiser"]["sigma_data"], centred.std(), rtol=1e-5
     )
-    shifted = net.from_image(params["denoiser"], x)
+    shifted, log_det = net.from_data(config, params["denoiser"], x)
     np.testing.assert_allclose(shifted, centred, atol=1e-6)
-    np.testing.assert_allclose(net.to_image(params["denoiser"], shifted), x, atol=1e-6)
+    np.testing.assert_allclose(log_det, 128 * np.log(2), rtol=1e-6)
+    back = net.to_data(config, params["denoiser"], shifted)
+    np.testing.assert_allclose(back, x, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +111,9 @@ def test_it_is_one_denoiser_on_every_schedule(predicts):
 def test_likelihood_before_training_is_the_gaussians(likelihood):
     x = images(6)
     options = {"likelihood": likelihood, "ode_steps": 32}
-    _, model, params = made(x, sampling=options)
+    config, model, params = made(x, sampling=options)
     sigma_data = float(params["denoiser"]["sigma_data"])
-    y = np.asarray(net.from_image(params["denoiser"], x), np.float64)
+    y = np.asarray(net.from_data(config, params["denoiser"], x)[0], np.float64)
     # sigma_min is what is left of the noise: the density is that of data with it.
     variance = sigma_data**2 + (0.002**2 if likelihood == "ode" else 0.0)
     squares = np.sum(y**2, axis=(1, 2, 3)) / variance
@@ -140,10 +143,10 @@ def test_likelihood_before_training_is_the_gaussians(likelihood):
 def test_samples_before_training_are_the_gaussian(sampler):
     x = images(64, seed=3) * 0.2 + 0.4  # so narrow that nothing is cut off at 0 and 1
     sampling = {"sampler": sampler, "num_steps": 200}  # Euler's error falls as 1 / N
-    _, model, params = made(x, sampling=sampling)
+    config, model, params = made(x, sampling=sampling)
     z = model.prior(keys(64))
     samples = jax.jit(model.generate)(params, z, keys(64, 6))
-    y = net.from_image(params["denoiser"], samples)
+    y, _ = net.from_data(config, params["denoiser"], samples)
     sigma_data = float(params["denoiser"]["sigma_data"])
     np.testing.assert_allclose(np.std(y) / sigma_data, 1.0, atol=0.04)
     alone = jax.jit(model.generate)(params, z[3:5], keys(64, 6)[3:5])
@@ -267,3 +270,54 @@ def test_labels_are_told_dropped_and_chosen():
 def test_what_does_not_fit_is_one_line(options, message):
     with pytest.raises(UserError, match=message):
         resolved(**options)
+
+
+def test_rows_before_training_are_the_gaussian_in_their_units():
+    """A positive column and one of deviation 3: the density of both, and the samples."""
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(2, 3, 400), np.exp(rng.normal(1, 0.5, 400))], axis=1)
+    columns = (
+        Column(name="a", mean=2.0, deviation=3.0),
+        Column(name="b", kind="positive", mean=1.0, deviation=0.5),
+    )
+    options = diffusion.Sampling(likelihood="ode")
+    config = diffusion.DiffusionConfig(sampling=options, width=8, blocks=1)
+    config, transform = diffusion.resolve(config, (2,), None, None, columns)
+    assert (config.net, transform) == ("mlp", "none")
+    model = diffusion.make_diffusion(config)
+    x = jnp.float32(x)
+    params, _ = jax.jit(model.init)(jax.random.key(0), {"x": x})
+    own = params["denoiser"]
+    line = np.stack([(x[:, 0] - 2) / 3, (np.log(x[:, 1]) - 1) / 0.5], axis=1)
+    y = line - line.mean(axis=0)
+    np.testing.assert_allclose(own["sigma_data"], y.std(), rtol=1e-4)
+    variance = float(own["sigma_data"]) ** 2 + 0.002**2
+    exact = -0.5 * np.sum(y**2, axis=1) / variance - math.log(2 * math.pi * variance)
+    exact -= math.log(3) + math.log(0.5) + np.log(x[:, 1])
+    got = jax.jit(lambda *a: model.log_likelihood(*a, num_samples=1))(
+        params, x[:20], keys(20)
+    )
+    np.testing.assert_allclose(got.nats, exact[:20], atol=0.02)
+    drawn = jax.jit(model.generate)(params, model.prior(keys(2000)), keys(2000, 6))
+    assert drawn.shape == (2000, 2)
+    assert np.all(drawn[:, 1] > 0)
+    spread = [np.std(drawn[:, 0]) / 3, np.std(np.log(drawn[:, 1])) / 0.5]
+    np.testing.assert_allclose(spread, float(own["sigma_data"]), rtol=0.06)
+    assert model.density == "other"
+    assert not model.views
+
+
+def test_resolve_of_rows_refuses_what_is_for_images():
+    columns = (Column(name="a"), Column(name="b"))
+    for options, message in (
+        ({"net": "unet"}, "--net unet is not for tables: mlp"),
+        ({"conditional": True}, "--conditional needs data with labels"),
+    ):
+        config = diffusion.DiffusionConfig(**options)
+        with pytest.raises(UserError, match=message):
+            diffusion.resolve(config, (2,), None, None, columns)
+    given = (Column(name="a"), Column(name="b", is_context=True))
+    with pytest.raises(UserError, match="no context columns"):
+        diffusion.resolve(diffusion.DiffusionConfig(), (2,), None, None, given)
+    with pytest.raises(UserError, match="--net mlp is not for images"):
+        resolved(net="mlp")

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import models
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.models import flow
@@ -367,7 +366,3 @@ def test_odd_sizes_have_a_flow(shape, net):
     params, _ = jax.eval_shape(model.init, KEY, {"x": jnp.zeros((2, *shape))})
     z = jax.eval_shape(model.encode, params, jnp.zeros((2, *shape)), keys_of(2))
     assert z.shape == (2, *shape)
-
-
-def test_the_family_is_registered():
-    assert models.FAMILIES["flow"].takes_tables

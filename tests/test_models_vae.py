@@ -9,8 +9,9 @@ import optax
 import pytest
 from scipy import stats
 
+from jaxgen import likelihoods
 from jaxgen._checks import UserError
-from jaxgen.models import vae
+from jaxgen.models import vae, vae_networks
 from jaxgen.models.base import indexed_keys
 from jaxgen.train import update
 
@@ -223,14 +224,18 @@ def test_training_reaches_the_closed_form_of_a_linear_gaussian_vae():
 
 
 def test_optimal_sigma_has_the_profile_value_and_trains_the_stored_sigma():
-    config, _ = bound((4, 4, 1), likelihood="gaussian", sigma="optimal")
     x, mu = jax.random.uniform(jax.random.key(0), (2, 8, 4, 4, 1))
     log_sigma = jnp.float32(0.7)
-    value = vae._optimal_log_prob(x, mu, log_sigma, None)
+
+    def log_prob(log_sigma):
+        best = likelihoods.optimal_log_sigma(x, mu)
+        return vae_networks._followed_log_prob(x, mu, log_sigma, best)
+
+    value = log_prob(log_sigma)
     rmse = np.sqrt(np.mean((x - mu) ** 2))
     expected = stats.norm(np.asarray(mu), rmse).logpdf(x).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    slope = jax.grad(lambda s: vae._optimal_log_prob(x, mu, s, None).sum())
+    slope = jax.grad(lambda s: log_prob(s).sum())
     assert abs(slope(jnp.log(rmse))) < 1e-2
     assert slope(log_sigma) < -1
 

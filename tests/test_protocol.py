@@ -89,7 +89,7 @@ def test_config_round_trips_through_json(family):
         (lambda c: c["train"].update(steps="3"), "train.steps must be"),
         (lambda c: c["train"].update(steps=True), "train.steps must be"),
         (lambda c: c["model"].update(net="os.system"), "model.net must be"),
-        (lambda c: c["model"].update(shape=[8, 8]), "model.shape must be"),
+        (lambda c: c["model"].update(shape=[8.5, 8]), "model.shape must be"),
         (lambda c: c.update(version=2), "version 2"),
         (lambda c: c.update(family="os.system"), "unknown family"),
         (lambda c: c.update(train=[1]), "train must be an object"),

@@ -32,7 +32,7 @@ def dirac_gan(loss=jax.nn.softplus):
             Player("discriminator", discriminator),
             Player("generator", generator),
         ),
-        prior=lambda keys: jnp.zeros((keys.shape[0], 1)),
+        prior=lambda keys, params=None: jnp.zeros((keys.shape[0], 1)),
         generate=lambda params, z, keys, condition=None: z + params["generator"],
     )
 
@@ -50,7 +50,7 @@ def noisy_mean(updates_per_step=1):
     return Model(
         init=lambda key, batch: ({"fit": {"mean": jnp.float32(0.0)}}, jnp.int32(0)),
         players=(Player("fit", objective, updates_per_step),),
-        prior=jax.vmap(jax.random.normal),
+        prior=lambda keys, params=None: jax.vmap(jax.random.normal)(keys),
         generate=lambda params, z, keys, condition=None: z + params["fit"]["mean"],
     )
 

@@ -11,6 +11,7 @@ from jaxgen.data import (
     builtin,
     cache,
     folder,
+    latents,
     prepared,
     stacked,
     table_files,
@@ -59,6 +60,8 @@ def open_dataset(
         dataset = tables.open_table(
             config.name.removeprefix(tables.PREFIX), config.columns
         )
+    elif config.name.startswith(latents.PREFIX):
+        dataset = latents.open_latents(config.name)
     elif config.name in DATASETS:
         dataset = _open_builtin(config)
     else:
@@ -77,13 +80,16 @@ def described() -> dict[str, str]:
     return lines | {
         "folder:PATH": "A folder of images of any size and mode.",
         "table:FILE.csv": "Rows of numbers below a header; comma, semicolon or tab.",
+        "latents:RUN": "The encodings of a run's training data as rows, for --prior-run.",
         "stacked:SET": "Three grey images of a labelled set as the channels of one.",
         "NAME": "Any TFDS set that is prepared under --data-dir, such as mnist.",
     }
 
 
 def _check(config: DataConfig) -> None:
-    if config.name.startswith(tables.PREFIX):
+    if config.name.startswith(latents.PREFIX) and config.columns:
+        raise UserError(f"--columns: those of {config.name} are all real; leave it out")
+    if config.name.startswith((tables.PREFIX, latents.PREFIX)):
         _check_for_table(config)
     elif config.columns:
         raise UserError(

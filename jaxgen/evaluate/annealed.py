@@ -207,7 +207,9 @@ def _make_chains(
     numbers = effort.num_chains * math.prod(loaded.config.model.shape)
     # Whatever number of images is wanted: then image i has the same figure in all.
     size = max(1, NUMBERS // numbers) if batch_size is None else batch_size
-    latent = jax.eval_shape(model.prior, jax.random.split(seeded, 1)).shape[1:]
+    latent = jax.eval_shape(
+        model.prior, jax.random.split(seeded, 1), loaded.params
+    ).shape[1:]
     forward, backward = _bounds(observation, latent, effort)
     transform: Any = loaded.config.data.transform
     if observation.density == "continuous":
@@ -218,7 +220,7 @@ def _make_chains(
 
     @jax.jit
     def simulate(params: Any, index: Array, log_sigma: Array) -> tuple[Array, Array]:
-        z = model.prior(keys_of(LATENTS, index))
+        z = model.prior(keys_of(LATENTS, index), params)
         x = observation.sample(params, z, keys_of(SIMULATED, index), log_sigma)
         return x, z
 

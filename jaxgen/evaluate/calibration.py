@@ -74,7 +74,7 @@ def _ranks(
     context = x[:, given] if len(given) else None
     told = None if context is None else jnp.repeat(context, NUM_DRAWS, axis=0)
     draw_keys = keys[:, :NUM_DRAWS].reshape(-1)
-    z = model.prior(prior_keys[:, :NUM_DRAWS].reshape(-1))
+    z = model.prior(prior_keys[:, :NUM_DRAWS].reshape(-1), params)
     drawn = model.generate(params, z, draw_keys, told)
     nats = model.log_likelihood(params, drawn, draw_keys, told, num_samples=1).nats
     own = model.log_likelihood(

@@ -38,13 +38,15 @@ def judge(
     Where the family has none it is None. The quality of samples is not in it, since a
     training run ends with this, and drawing some thousand samples may take minutes.
     """
-    best = {} if loaded.best_step is None else {"best_step": loaded.best_step}
-    if loaded.model.log_likelihood is None:
-        return {"nll_nats": None, "bits_per_dim": None, "step": loaded.step, **best}
-    options |= {"num_samples": num_samples, "progress": progress()}
-    result = likelihood.evaluate_likelihood(loaded, dataset.test, **options) | best
+    known: dict[str, Any] = {}
+    if loaded.best_step is not None:
+        known["best_step"] = loaded.best_step
     if (sampling := getattr(loaded.config.model, "sampling", None)) is not None:
-        result["sampling"] = dataclasses.asdict(sampling)
+        known["sampling"] = dataclasses.asdict(sampling)
+    if loaded.model.log_likelihood is None:
+        return {"nll_nats": None, "bits_per_dim": None, "step": loaded.step, **known}
+    options |= {"num_samples": num_samples, "progress": progress()}
+    result = likelihood.evaluate_likelihood(loaded, dataset.test, **options) | known
     if dataset.columns is not None:
         seed = options.get("seed", 0)
         result |= calibration.evaluate_calibration(loaded, dataset.test, seed=seed)

@@ -166,7 +166,7 @@ def draw(
     """A row of the figure: data, density, samples, the grid carried over."""
     model, keys = flow.make_flow(config), jax.random.split(jax.random.key(1), 4000)
     data = np.asarray(target.sample(jax.random.key(3), 4000))
-    samples = np.asarray(model.generate(params, model.prior(keys), keys))
+    samples = np.asarray(model.generate(params, model.prior(keys, params), keys))
     middle, half = (data.max(0) + data.min(0)) / 2, (data.max(0) - data.min(0)).max()
     low, high = middle - 0.55 * half, middle + 0.55 * half
     side = [np.linspace(low[i], high[i], 300, dtype=np.float32) for i in range(2)]

@@ -8,6 +8,6 @@ tree or a file, so any JAX code can use them:
     loss = vae.negative_elbo(log_likelihood, vae.kl_standard_normal(mu, log_var)).mean()
 """
 
-from jaxgen.losses import diffusion, flow, gan, meanflow, penalties, vae
+from jaxgen.losses import balance, diffusion, flow, gan, meanflow, penalties, vae
 
-__all__ = ["diffusion", "flow", "gan", "meanflow", "penalties", "vae"]
+__all__ = ["balance", "diffusion", "flow", "gan", "meanflow", "penalties", "vae"]

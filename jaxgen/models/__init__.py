@@ -33,7 +33,6 @@ class Family(NamedTuple):
             labels, `columns` where they are no table.
         make: `resolved config -> Model`.
         training: Where its defaults of training differ from those of `TrainConfig`.
-        takes_tables: Whether it models the rows of a table too, not images alone.
     """
 
     summary: str
@@ -41,7 +40,6 @@ class Family(NamedTuple):
     resolve: Callable[..., tuple[Any, str]]
     make: Callable[[Any], Model]
     training: Mapping[str, Any] = MappingProxyType({})
-    takes_tables: bool = False
 
 
 FAMILIES = {
@@ -74,7 +72,6 @@ FAMILIES = {
                 "clip_norm": 1.0,
             }
         ),
-        takes_tables=True,
     ),
     "gan": Family(
         "generative adversarial network: generator against discriminator, alternately",
@@ -93,7 +90,6 @@ FAMILIES = {
                 "patience": 0,  # no loss of two players tells when a model is best
             }
         ),
-        takes_tables=True,
     ),
     "vae": Family(
         "variational autoencoder: compressive latent, trained by a lower bound",

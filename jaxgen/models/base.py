@@ -133,7 +133,8 @@ class Model(NamedTuple):
     Attributes:
         init: `(key, batch) -> (params, extra)`, params being {player name: pytree}.
         players: In the order of their updates.
-        prior: `keys [B] -> z [B, ...]`; z[i] is a function of keys[i] alone.
+        prior: `(keys [B], params=None) -> z [B, ...]`; z[i] is a function of keys[i] alone,
+            and of the parameters where the prior is learned, which it then needs.
         generate: `(params, z, keys, condition=None) -> x`, in [0, 1].
         encode: `(params, x, keys, condition=None) -> z`, or None.
         log_likelihood: `(params, x, keys, condition=None, *, num_samples) ->
@@ -187,6 +188,11 @@ def sample_keys(key: Array, index: Array) -> tuple[Array, Array]:
     return indexed_keys(prior, index), indexed_keys(generate, index)
 
 
-def normal_prior(shape: tuple[int, ...]) -> Callable[[Array], Array]:
+def normal_prior(shape: tuple[int, ...]) -> Callable[..., Array]:
     """N(0, I) over `shape`, as a prior of a `Model`."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))
+
+    def prior(keys: Array, params: Params = None) -> Array:
+        del params
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+    return prior

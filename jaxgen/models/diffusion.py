@@ -4,7 +4,8 @@ One network F, told the noise level, is a denoiser D of x_t = alpha x_0 + sigma 
 every pair (alpha, sigma): it sees x_t at unit variance and log(sigma / alpha). So every
 noise schedule, training target, sampler and likelihood is a view of it, and a model
 trained along one schedule can be sampled along another. Inside, x_0 is in [-1, 1] minus
-its mean; `params["sigma_data"]` is its standard deviation, of the data.
+its mean, and rows of a table are on the whole line; `params["sigma_data"]` is the
+standard deviation there, of the data.
 
 References:
     Ho et al. 2020, arXiv:2006.11239. Karras et al. 2022 (EDM), arXiv:2206.00364. Kingma
@@ -55,6 +56,7 @@ def make_diffusion(config: DiffusionConfig) -> Model:
     """Binds a resolved config to the contract of `jaxgen.models.base.Model`."""
     if config.shape is None:
         raise ValueError("diffusion: config.shape is None: call resolve(config, ...)")
+    of_images = config.columns is None
     objective = (
         _mean_flow_objective(config)
         if config.one_step
@@ -63,41 +65,43 @@ def make_diffusion(config: DiffusionConfig) -> Model:
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
         chain = sampling.sampled(config, params["denoiser"], z, keys, condition)
-        return net.to_image(params["denoiser"], chain.x)
+        return net.to_data(config, params["denoiser"], chain.x)
 
     def encode(params: Any, x: Array, keys: Array, condition: Any = None) -> Array:
-        """The latent that the probability flow takes to x: no noise is drawn."""
+        """The latent that the probability flow takes to x: no noise is drawn of images."""
         params = params["denoiser"]
-        del keys
+        x0, _ = net.from_data(config, params, x, keys)
         schedule, times = sampling.path_to_noise(config)
         return probability_flow.encode(
             net.denoiser(config, params, condition, schedule=schedule),
-            net.from_image(params, x),
+            x0,
             schedule=schedule,
             times=times,
             sigma_data=params["sigma_data"],
         )
 
+    views = (
+        ("data noised, from sigma / alpha = 0.01 to 10", sampling.noising(config)),
+        (
+            "the estimate of x_0 along the chain, from noise to data",
+            sampling.film(config),
+        ),
+    )
     return Model(
         init=lambda key, batch: ({"denoiser": net.init(config, key, batch)}, ()),
         players=(Player("denoiser", objective, unit="weighted squared error"),),
-        prior=normal_prior(config.shape),
+        prior=normal_prior(net.inner_shape(config)),
         generate=generate,
         encode=encode,
         log_likelihood=lambda params, x, keys, condition=None, *, num_samples: (
             _likelihood(config, params["denoiser"], x, keys, condition, num_samples)
         ),
-        density="continuous",
-        views=(
-            ("data noised, from sigma / alpha = 0.01 to 10", sampling.noising()),
-            (
-                "the estimate of x_0 along the chain, from noise to data",
-                sampling.film(config),
-            ),
-        ),
+        density="continuous" if of_images else "other",
+        views=views if of_images else (),
         curves=(
             Curve(
-                "error of the estimate of x_0 by noise level, on test images",
+                "error of the estimate of x_0 by noise level, on test "
+                + ("images" if of_images else "rows"),
                 "sigma / alpha",
                 "RMS / sigma_data",
                 sampling.error_by_level(config),
@@ -117,10 +121,10 @@ class _Noised(NamedTuple):
 
 
 def _noised(config: DiffusionConfig, params: Any, batch: Batch, key: Array) -> _Noised:
-    x0 = net.from_image(params, batch["x"])
     noise, drop, others = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(
         example_keys(key, batch)
     )
+    x0, _ = net.from_data(config, params, batch["x"], others)
     index = batch.get("index", jnp.arange(len(x0), dtype=jnp.int32))
     # A key that no example has.
     level = losses.stratified_levels(jax.random.fold_in(key, 2**31 - 1), index)
@@ -148,7 +152,7 @@ def _denoising_objective(config: DiffusionConfig) -> Any:
             target=str(config.predicts),
             sigma_data=jax.lax.stop_gradient(params["sigma_data"]),
         )
-        return loss, Aux({})
+        return loss * batch.get("weight", 1.0), Aux({})
 
     return objective
 
@@ -165,7 +169,8 @@ def _mean_flow_objective(config: DiffusionConfig) -> Any:
         velocity = net.average_velocity(config, params, label)
         # The loss is nearly constant by its adaptive weight: the error is what falls.
         error = meanflow.mean_flow_error(velocity, x0, eps, t, r)
-        return meanflow.adaptive(error), Aux({"velocity_error": error})
+        loss = meanflow.adaptive(error) * batch.get("weight", 1.0)
+        return loss, Aux({"velocity_error": error})
 
     return objective
 
@@ -206,11 +211,10 @@ def _likelihood(
     condition: Any,
     num_samples: int,
 ) -> LogLikelihood:
-    """By the bound or the ODE, along EDM's schedule, of images in [0, 1]."""
+    """By the bound or the ODE, along EDM's schedule, in the units of the data."""
     schedule = schedules.EDM(sigma_min=LEAST_NOISE, sigma_max=MOST_NOISE)
     denoise = net.denoiser(config, params, condition, schedule=schedule)
-    x0 = net.from_image(params, x)
-    volume = math.prod(x.shape[1:]) * math.log(2.0)  # from [-1, 1] to [0, 1]
+    x0, log_det = net.from_data(config, params, x, keys)
     if config.sampling.likelihood == "vlb":
         bound = losses.variational_bound(
             denoise,
@@ -221,7 +225,9 @@ def _likelihood(
             sigma_data=params["sigma_data"],
         )
         return LogLikelihood(
-            nats=volume - bound.total, kind="bound", standard_error=bound.standard_error
+            nats=log_det - bound.total,
+            kind="bound",
+            standard_error=bound.standard_error,
         )
     flow = probability_flow.log_likelihood(
         denoise,
@@ -233,7 +239,7 @@ def _likelihood(
         sigma_data=params["sigma_data"],
     )
     return LogLikelihood(
-        nats=volume + flow.nats,
+        nats=log_det + flow.nats,
         kind="estimate",
         standard_error=flow.probe_error if config.sampling.probes > 1 else None,
         step_error=flow.step_error,

@@ -1,7 +1,7 @@
 """Options of the diffusion family, and how those left open follow from the data."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,12 +11,14 @@ from jaxgen._checks import (
     check_class_options,
     check_finite_options,
 )
+from jaxgen.columns import Column
 from jaxgen.nets.transformer import check_sides
 
 Schedule = Literal["edm", "rectified_flow", "cosine", "ddpm", "ve"]
 NUM_STEPS = {"ddpm": 1000, "ddim": 50, "euler": 50, "heun": 18, "stochastic": 64}
 NUM_STEPS |= {"dpmpp_2m": 20, "mean_flow": 1}
 SMALLEST = 8  # pixels a side
+IMAGE_NETS = ("unet", "transformer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,16 +67,17 @@ class Sampling:
 class DiffusionConfig:
     """Options of the diffusion family; None leaves the choice to the data."""
 
-    net: Literal["unet", "transformer"] = "unet"
-    """Convolutions at several resolutions, or attention between patches."""
+    net: Literal["unet", "transformer", "mlp"] | None = None
+    """Convolutions at several resolutions (the default of images), attention between
+    patches, or dense layers (for tables)."""
     widths: tuple[int, ...] | None = None
     """Channels of the U-Net's levels, the image being halved between them."""
     blocks: int = 2
-    """Residual blocks of the U-Net a level, down and up."""
+    """Residual blocks of the U-Net a level, down and up; and of the dense layers."""
     attention_side: int = 8
     """Levels of the U-Net at most this high have attention."""
     width: int = 256
-    """Channels of the transformer."""
+    """Channels of the transformer, or of the dense layers."""
     depth: int = 8
     """Layers of the transformer."""
     patch: int | None = None
@@ -110,7 +113,8 @@ class DiffusionConfig:
     """Save memory: compute each block of the network again for its gradient."""
     sampling: Sampling = Sampling()
     num_classes: Annotated[int | None, tyro.conf.Suppress] = None
-    shape: Annotated[tuple[int, int, int] | None, tyro.conf.Suppress] = None
+    shape: Annotated[tuple[int, ...] | None, tyro.conf.Suppress] = None
+    columns: Annotated[tuple[Column, ...] | None, tyro.conf.Suppress] = None
 
     def __post_init__(self):
         check_finite_options(self)
@@ -158,23 +162,44 @@ class DiffusionConfig:
 
 def resolve(
     config: DiffusionConfig,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     transform: str | None,
     num_classes: int | None = None,
-    columns: Any = None,
+    columns: tuple[Column, ...] | None = None,
 ) -> tuple[DiffusionConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
-    del columns
+    is_table = columns is not None
+    nets, what = (("mlp",), "tables") if is_table else (IMAGE_NETS, "images")
+    net = config.net or nets[0]
+    if net not in nets:
+        raise UserError(f"--net {net} is not for {what}: {', '.join(nets)}")
+    if any(column.is_context for column in columns or ()):
+        raise UserError("a diffusion is told no context columns: a flow is")
+    if config.conditional and not num_classes:
+        raise UserError("--conditional needs data with labels; these have none")
+    fitting = "none" if is_table else "dequantise"
+    transform = fitting if transform is None else transform
+    if transform != fitting:
+        raise UserError(
+            f"diffusion models a density of continuous data: --transform {fitting}, not "
+            f"{transform}"
+        )
+    resolved = dataclasses.replace(
+        config,
+        net=net,
+        num_classes=num_classes if config.conditional else None,
+        shape=tuple(shape),
+        columns=columns,
+    )
+    return (resolved if is_table else _of_images(resolved, shape)), transform
+
+
+def _of_images(config: DiffusionConfig, shape: tuple[int, ...]) -> DiffusionConfig:
+    """With the sizes of the network that fit images of this shape."""
     if min(shape[:2]) < SMALLEST:
         raise UserError(
             f"images of {shape[0]}x{shape[1]} pixels: diffusion takes {SMALLEST}x{SMALLEST} "
             "and more (--image-size)"
-        )
-    transform = "dequantise" if transform is None else transform
-    if transform != "dequantise":
-        raise UserError(
-            "diffusion models a density of continuous data: --transform dequantise, not "
-            f"{transform}"
         )
     side = max(shape[:2])
     widths = (32, 64) if side <= 16 else (64, 128) if side <= 40 else (64, 128, 256)
@@ -182,20 +207,11 @@ def resolve(
     patch = config.patch or (small if config.net == "unet" else 2 * small)
     if config.net == "transformer":
         try:
-            check_sides(*shape[:2], patch)
+            check_sides(shape[0], shape[1], patch)
         except ValueError as error:
             raise UserError(f"--patch, --image-size: {error}") from error
     elif patch > min(shape[:2]) // 4:
         raise UserError(
             f"--patch must be at most {min(shape[:2]) // 4} for these images, got {patch}"
         )
-    if config.conditional and not num_classes:
-        raise UserError("--conditional needs data with labels; these have none")
-    resolved = dataclasses.replace(
-        config,
-        widths=config.widths or widths,
-        patch=patch,
-        num_classes=num_classes if config.conditional else None,
-        shape=shape,
-    )
-    return resolved, transform
+    return dataclasses.replace(config, widths=config.widths or widths, patch=patch)

@@ -1,9 +1,11 @@
 """One network as a denoiser at every noise level, and the space it works in.
 
-Inside, x_0 is in [-1, 1] minus its mean. The parameters of a model are `{"net", "mean",
+Inside, x_0 is in [-1, 1] minus its mean; rows of a table come to the whole line, as images
+of one pixel. The parameters of a model are `{"net", "mean",
 "sigma_data"}`, the last two of the data and never trained.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen import schedules
+from jaxgen import columns, schedules
 from jaxgen.losses import diffusion as losses
 from jaxgen.models.base import Batch
 from jaxgen.models.diffusion_config import DiffusionConfig
 from jaxgen.nets import coders
+from jaxgen.nets.rows import RowDenoiser
 from jaxgen.nets.transformer import Transformer
 from jaxgen.nets.unet import UNet
 
+SPREAD = 2**31 - 1  # what an example's key is folded with for its rounded values
 EARLIEST = 1e-3  # time of the least noise that training along t meets
 # What the network is told of alpha = 0, EDM's most noise, and of sigma = 0.
 LOG_SNRS = (-8.8, 20.0)
@@ -86,7 +90,7 @@ def average_velocity(
 
 def init(config: DiffusionConfig, key: Array, batch: Batch) -> Any:
     """Parameters; mean and standard deviation of the data are kept, never trained."""
-    x = 2 * batch["x"] - 1
+    x, _ = from_data(config, {"mean": jnp.zeros(())}, batch["x"])
     mean = jnp.mean(x, axis=(0, 1, 2))
     told = jnp.zeros(1)
     variables = _network(config).init(key, x[:1], told)
@@ -94,16 +98,38 @@ def init(config: DiffusionConfig, key: Array, batch: Batch) -> Any:
     return {"net": variables["params"], "mean": mean, "sigma_data": sigma_data}
 
 
-def from_image(params: Any, x: Array) -> Array:
-    """From [0, 1] to where x_0 has mean 0."""
+def inner_shape(config: DiffusionConfig) -> tuple[int, ...]:
+    """Of x_0: height, width and channels."""
+    return (1, 1, *(config.shape or ()))[-3:]
+
+
+def from_data(
+    config: DiffusionConfig, params: Any, x: Array, keys: Array | None = None
+) -> tuple[Array, Array]:
+    """From data to where x_0 has mean 0, and the log-determinant of the way, `[B]`.
+
+    With a key for each example rounded values of rows are spread over their steps.
+    """
+    if config.columns is None:
+        x0, volume = 2 * x - 1, math.prod(x.shape[1:]) * math.log(2.0)
+        log_det = jnp.full(x.shape[0], volume)
+    else:
+        if keys is not None:
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, SPREAD)
+            x = columns.spread(config.columns, x, own)
+        x0, log_det = columns.to_line(config.columns).to_latent((), x)
+        x0 = x0[:, None, None]
     mean = jax.lax.stop_gradient(params["mean"])
-    return 2 * x - 1 - jnp.broadcast_to(mean, x.shape)
+    return x0 - jnp.broadcast_to(mean, x0.shape), log_det
 
 
-def to_image(params: Any, x0: Array) -> Array:
-    """The inverse of `from_image`, what lies outside [0, 1] cut off."""
-    mean = jnp.broadcast_to(params["mean"], x0.shape)
-    return jnp.clip((x0 + mean + 1) / 2, 0.0, 1.0)
+def to_data(config: DiffusionConfig, params: Any, x0: Array) -> Array:
+    """The inverse of `from_data`; what lies outside the range of a pixel is cut off."""
+    x0 = x0 + jnp.broadcast_to(params["mean"], x0.shape)
+    if config.columns is None:
+        return jnp.clip((x0 + 1) / 2, 0.0, 1.0)
+    rows, _ = columns.to_line(config.columns).to_data((), x0[:, 0, 0])
+    return columns.rounded(config.columns, rows)
 
 
 def latent_scale(params: Any, schedule: schedules.Schedule) -> Array:
@@ -127,6 +153,8 @@ def _network(config: DiffusionConfig) -> Any:
             patch=int(config.patch or 1),
             **shared,
         )
+    if config.net == "mlp":
+        return RowDenoiser(width=config.width, num_blocks=config.blocks, **shared)
     return UNet(
         widths=config.widths or (),
         num_blocks=config.blocks,

@@ -98,19 +98,19 @@ def starts_above_zero(schedule: str) -> bool:
     return schedule in ("edm", "ve")
 
 
-def noising(rows: int = 4, columns: int = 12) -> Any:
+def noising(config: DiffusionConfig, rows: int = 4, columns: int = 12) -> Any:
     """A view: data under more and more noise, shrunk to the data's variance."""
 
     def view(params: Any, x: Array) -> Array:
         params = params["denoiser"]
-        x0 = net.from_image(params, x[:rows])
+        x0 = net.from_data(config, params, x[:rows])[0]
         sigma_data, eps = params["sigma_data"], _fixed_noise(x0.shape)
         levels = jnp.concatenate([jnp.zeros(1), jnp.geomspace(0.01, 10.0, columns - 1)])
         strips = [
             (x0 + sigma * eps) * sigma_data / jnp.hypot(sigma_data, sigma)
             for sigma in levels
         ]
-        return net.to_image(params, jnp.stack(strips, axis=1))
+        return net.to_data(config, params, jnp.stack(strips, axis=1))
 
     return view
 
@@ -127,7 +127,8 @@ def film(config: DiffusionConfig, rows: int = 6, columns: int = 12) -> Any:
         chain = sampled(config, params["denoiser"], z, keys, None, keep=True)
         estimates = jnp.asarray(chain.x0)
         steps = jnp.linspace(0, len(estimates) - 1, columns).round().astype(jnp.int32)
-        return net.to_image(params["denoiser"], estimates[steps].swapaxes(0, 1))
+        chosen = estimates[steps].swapaxes(0, 1)
+        return net.to_data(config, params["denoiser"], chosen)
 
     return view
 
@@ -137,7 +138,7 @@ def error_by_level(config: DiffusionConfig, num: int = 24) -> Any:
 
     def lines(params: Any, x: Array) -> tuple[Array, dict[str, Array]]:
         params, schedule = params["denoiser"], schedules.EDM()
-        x0 = net.from_image(params, x)
+        x0, _ = net.from_data(config, params, x)
         eps, sigma_data = _fixed_noise(x0.shape), params["sigma_data"]
         denoise = net.denoiser(config, params, schedule=schedule)
 

@@ -29,7 +29,9 @@ def make_flow(config: FlowConfig) -> Model:
     of_data = flow_images.of_images if config.columns is None else flow_tables.of_rows
     model = of_data(config)
     warmth = config.sampling.temperature
-    return model._replace(prior=lambda keys: warmth * model.prior(keys))
+    return model._replace(
+        prior=lambda keys, params=None: warmth * model.prior(keys, params)
+    )
 
 
 def sample_and_log_prob(

@@ -1,14 +1,17 @@
 """Variational autoencoder: a generator coupled with an encoder Q(z given x).
 
-`encode`, `decode` and `elbo` are pure functions of (config, params, arrays); `make_vae`
-binds them to the contract of `jaxgen.models.base`.
+`encode`, `decode`, `log_prior` and `elbo` are pure functions of (config, params, arrays);
+`make_vae` binds them to the contract of `jaxgen.models.base`. Of an image decoder samples
+are means of p(x given z); of rows they are draws.
 
 References:
     Kingma & Welling 2013, arXiv:1312.6114. Burda et al. 2015 (importance weighting),
-    arXiv:1509.00519. Rybkin et al. 2021 (optimal sigma), arXiv:2006.13202.
+    arXiv:1509.00519. Rybkin et al. 2021 (optimal sigma), arXiv:2006.13202. Tomczak &
+    Welling 2018 (VampPrior), arXiv:1705.07120. `jaxgen.losses.balance` has the others.
 """
 
 import math
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import estimators, likelihoods, losses
+from jaxgen.losses import balance
+from jaxgen.models import vae_networks as net
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -24,53 +29,32 @@ from jaxgen.models.base import (
     Observation,
     Player,
     example_keys,
-    normal_prior,
 )
-from jaxgen.models.vae_config import VAEConfig, resolve
-from jaxgen.nets import coders
+from jaxgen.models.vae_config import Sampling, VAEConfig, resolve
+from jaxgen.models.vae_networks import decode, encode, likelihood, log_prior
+from jaxgen.models.vae_views import views
 
 __all__ = [
+    "Sampling",
     "VAEConfig",
     "decode",
     "elbo",
     "encode",
     "likelihood",
+    "log_prior",
     "log_weights",
     "make_vae",
     "resolve",
 ]
 
-NUMBERS = 2**20  # outputs of the decoder at once in importance sampling
-
-
-def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
-    """Mean and log variance of Q(z given x), each `[B, L]`; `x [B, H, W, C]` in [0, 1]."""
-    centre = jax.lax.stop_gradient(params["centre"])  # the mean image: not trained
-    x = x - centre[None]
-    return coders.applied(
-        _encoder(config), params["encoder"], x, compute=config.compute
-    )
-
-
-def decode(config: VAEConfig, params: Any, z: Array) -> Array:
-    """Parameters of p(x given z), `[B, H, W, C * num_outputs]`, for `likelihood(config)`."""
-    outputs = coders.applied(
-        _decoder(config), params["decoder"], z, compute=config.compute
-    )
-    if config.likelihood != "gaussian":
-        return outputs
-    return likelihoods.gaussian_outputs(outputs, params["log_sigma"])
-
-
-def likelihood(config: VAEConfig) -> likelihoods.Likelihood:
-    """The distribution whose parameters `decode` gives."""
-    if config.likelihood == "logistic_mixture":
-        return likelihoods.logistic_mixture(num_components=config.mixture)
-    return likelihoods.LIKELIHOODS[str(config.likelihood)]()
+NUMBERS = 2**20  # at once in importance sampling: outputs of the decoder, terms of P(z)
+UNITS = MappingProxyType(
+    {"sigma": "units of x", "multiplier": "nats per squared error"}
+)
 
 
 def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> losses.vae.ElboTerms:
-    """The evidence lower bound by its two terms, single sample, analytic KL.
+    """The evidence lower bound by its two terms, single sample.
 
     Args:
         config: Resolved options.
@@ -80,12 +64,17 @@ def elbo(config: VAEConfig, params: Any, x: Array, eps: Array) -> losses.vae.Elb
 
     Returns:
         Distortion -log p(x given z) and rate KL(Q(z given x) || P(z)), each `[B]` nats
-        summed over pixels and latents; their property `elbo` is the bound.
+        summed over pixels and latents; their property `elbo` is the bound. Of a VampPrior
+        the rate is log Q(z given x) - log P(z) at this z.
     """
     mu, log_var = encode(config, params, x)
-    outputs = decode(config, params, losses.vae.reparameterised(mu, log_var, eps))
-    log_prob = _log_prob(config, params, x, outputs)
-    return losses.vae.elbo_terms(log_prob, losses.vae.kl_standard_normal(mu, log_var))
+    z = losses.vae.reparameterised(mu, log_var, eps)
+    log_prob = net.log_prob(config, params, x, decode(config, params, z))
+    if config.prior == "normal":
+        rate = losses.vae.kl_standard_normal(mu, log_var)
+    else:
+        rate = _drawn_rate(config, params, z, mu, log_var)
+    return losses.vae.elbo_terms(log_prob, rate)
 
 
 def log_weights(config: VAEConfig, params: Any, x: Array, eps: Array) -> Array:
@@ -98,47 +87,61 @@ def log_weights(config: VAEConfig, params: Any, x: Array, eps: Array) -> Array:
 
 def make_vae(config: VAEConfig) -> Model:
     """Binds a resolved config to the contract of `jaxgen.models.base.Model`."""
-    analytic = config.gradient == "analytic"
-    objective = _elbo_objective(config) if analytic else _iwae_objective(config)
-    coupled = config.likelihood == "gaussian" and config.sigma == "optimal"
+    if config.shape is None:
+        raise ValueError("vae: config.shape is None: call resolve(config, shape, ...)")
+    of_rows = config.columns is not None
+    is_gaussian = config.likelihood == "gaussian"
+    one_draw = config.gradient == "analytic"
+
+    def prior(keys: Array, params: Any = None) -> Array:
+        if config.prior != "normal" and params is None:
+            raise ValueError("vae: a VampPrior is learned: prior(keys, params)")
+        return net.prior(config, params and params["vae"], keys)
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
-        del keys, condition  # x = G(z) is the mean of p(x given z)
-        return _mean(config, params["vae"], z)
+        del condition
+        x = net.mean(config, params["vae"], z)
+        if of_rows:  # a row without its noise would be none of the data's
+            x = x + jnp.exp(params["vae"]["log_sigma"]) * net.noise(keys, x.shape[1:])
+        return net.to_data(config, x)
 
     def encode_sample(
         params: Any, x: Array, keys: Array, condition: Any = None
     ) -> Array:
         del condition
+        x, _ = net.to_inside(config, x, keys)
         mu, log_var = encode(config, params["vae"], x)
-        eps = _noise(keys, (config.latent_dim,))
+        if config.autoencoder:
+            return mu
+        eps = net.noise(keys, (config.latent_dim,))
         return losses.vae.reparameterised(mu, log_var, eps)
 
+    def log_likelihood(
+        params: Any, x: Array, keys: Array, condition: Any = None, *, num_samples: int
+    ) -> LogLikelihood:
+        del condition
+        return _importance_likelihood(config, params["vae"], x, keys, num_samples)
+
     return Model(
-        init=lambda key, batch: ({"vae": _init(config, key, batch)}, ()),
-        players=(Player("vae", objective, couples_examples=coupled),),
-        prior=normal_prior((config.latent_dim,)),
+        init=lambda key, batch: (
+            {"vae": net.init(config, key, batch)},
+            _first_extra(config),
+        ),
+        players=(
+            Player(
+                "vae",
+                _one_draw_objective(config) if one_draw else _iwae_objective(config),
+                couples_examples=is_gaussian and config.sigma == "optimal",
+                units=UNITS,
+            ),
+        ),
+        prior=prior,
         generate=generate,
         encode=encode_sample,
-        log_likelihood=lambda params, x, keys, condition=None, *, num_samples: (
-            _importance_likelihood(config, params["vae"], x, keys, num_samples)
-        ),
-        density=likelihood(config).density,
-        observation=_observation(config),
-        views=(
-            (
-                "reconstructions (data above, mean of p(x|z) at z = mu below)",
-                _rebuilt(config),
-            ),
-            (
-                "interpolations between the encodings of two images",
-                _interpolated(config),
-            ),
-            (
-                "traversals of the most used latent variables, -3 to 3",
-                _traversed(config),
-            ),
-        ),
+        log_likelihood=None if config.autoencoder else log_likelihood,
+        density="other" if of_rows else likelihood(config).density,
+        observation=None if of_rows or config.autoencoder else _observation(config),
+        views=views(config),
     )
 
 
@@ -146,7 +149,12 @@ def _observation(config: VAEConfig) -> Observation:
     def log_prob(params: Any, x: Array, z: Array, log_sigma: Any) -> Array:
         del log_sigma  # it has its own
         outputs = decode(config, params["vae"], z)
-        return _log_prob(config, params["vae"], x, outputs)
+        nats = net.log_prob(config, params["vae"], x, outputs)
+        if config.prior == "normal":
+            return nats
+        zeros = jnp.zeros_like(z)
+        normal = losses.vae.normal_log_prob(z, zeros, zeros)
+        return nats + log_prior(config, params["vae"], z) - normal
 
     def sample(params: Any, z: Array, keys: Array, log_sigma: Any) -> Array:
         outputs = decode(config, params["vae"], z)
@@ -159,24 +167,113 @@ def _observation(config: VAEConfig) -> Observation:
     return Observation(log_prob, sample, likelihood(config).density)
 
 
-def _elbo_objective(config: VAEConfig) -> Any:
+def _one_draw_objective(config: VAEConfig) -> Any:
     def objective(
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
     ) -> tuple[Array, Aux]:
-        del extra
-        eps = _noise(example_keys(key, batch), (config.latent_dim,))
-        mu, log_var = encode(config, params["vae"], batch["x"])
-        z = losses.vae.reparameterised(mu, log_var, eps)
-        outputs = decode(config, params["vae"], z)
-        log_prob = _log_prob(config, params["vae"], batch["x"], outputs, batch)
-        kl = losses.vae.kl_standard_normal_per_dim(mu, log_var)
-        price = losses.vae.free_bits(kl, minimum=config.free_bits)
-        warm = losses.vae.beta_warmup(progress, warmup=config.beta_warmup)
-        loss = losses.vae.negative_elbo(log_prob, price, beta=config.beta * warm)
-        rate = jnp.sum(kl, axis=-1)  # reported as it is, without floor or weight
-        return loss, Aux(losses.vae.elbo_terms(log_prob, rate)._asdict())
+        params, keys = params["vae"], example_keys(key, batch)
+        mask, extra = batch.get("mask"), _moved(config, extra)
+        x, log_det = net.to_inside(config, batch["x"], keys)
+        mu, log_var = encode(config, params, x)
+        z = mu
+        if not config.autoencoder:
+            eps = net.noise(keys, (config.latent_dim,))
+            z = losses.vae.reparameterised(mu, log_var, eps)
+        outputs = decode(config, params, z)
+        log_sigma = _training_log_sigma(config, extra, x, outputs, mask)
+        log_prob = log_det + net.log_prob(config, params, x, outputs, log_sigma)
+        terms = {"distortion": -log_prob}
+        if config.autoencoder:
+            loss = -log_prob
+        else:
+            rate, price = _rate_and_price(config, params, z, mu, log_var)
+            terms["rate"] = rate  # reported as it is, without floor or weight
+            if config.geco is not None:
+                loss = _geco(config, params, extra, x, outputs, price)
+            else:
+                warm = losses.vae.beta_warmup(progress, warmup=config.beta_warmup)
+                beta = config.beta * warm
+                loss = losses.vae.negative_elbo(log_prob, price, beta=beta)
+        if not extra:
+            return loss * batch.get("weight", 1.0), Aux(terms)
+        terms["sigma"] = jnp.sqrt(extra["error"].mse)
+        terms |= {name: extra[name] for name in extra if name == "multiplier"}
+        means = likelihood(config).mean(outputs)
+        extra = {**extra, "error": balance.observed(extra["error"], x, means, mask)}
+        return loss * batch.get("weight", 1.0), Aux(terms, extra)
 
     return objective
+
+
+def _first_extra(config: VAEConfig) -> Any:
+    """What is carried from step to step where sigma is computed."""
+    if config.likelihood != "gaussian" or config.sigma != "computed":
+        return ()
+    extra = {"error": balance.first_error(config.sigma_value or 1.0)}
+    if config.geco is None:
+        return extra
+    # With this multiplier the loss is the ELBO of sigma = tolerance, but for a constant.
+    return {**extra, "multiplier": jnp.float32(0.5 / config.geco**2)}
+
+
+def _moved(config: VAEConfig, extra: Any) -> Any:
+    """The carried state after the batch before, which every device knows alike."""
+    if not extra:
+        return extra
+    moved: dict[str, Any] = {"error": balance.moved(extra["error"])}
+    if config.geco is not None:
+        last = extra["error"]
+        following = balance.geco_multiplier(
+            extra["multiplier"], last.last, tolerance=config.geco, rate=config.geco_rate
+        )
+        moved["multiplier"] = jnp.where(last.count > 0, following, extra["multiplier"])
+    return moved
+
+
+def _rate_and_price(
+    config: VAEConfig, params: Any, z: Array, mu: Array, log_var: Array
+) -> tuple[Array, Array]:
+    """KL(Q(z given x) || P(z)), and what is paid for it before its weight, `[B]` nats."""
+    if config.prior != "normal":
+        rate = _drawn_rate(config, params, z, mu, log_var)
+        return rate, rate
+    kl = losses.vae.kl_standard_normal_per_dim(mu, log_var)
+    price = losses.vae.free_bits(kl, minimum=config.free_bits)
+    return jnp.sum(kl, axis=-1), price
+
+
+def _drawn_rate(
+    config: VAEConfig, params: Any, z: Array, mu: Array, log_var: Array
+) -> Array:
+    """Log Q(z given x) - log P(z) at a draw z of Q, `[B]` nats."""
+    log_normal = losses.vae.normal_log_prob(z, mu, log_var)
+    return log_normal - log_prior(config, params, z)
+
+
+def _geco(
+    config: VAEConfig, params: Any, extra: Any, x: Array, outputs: Array, price: Array
+) -> Array:
+    """The Lagrangian, and the term of value zero that trains the stored sigma."""
+    means = likelihood(config).mean(outputs)
+    lagrangian = balance.geco(
+        balance.squared_error(x, means),
+        price,
+        multiplier=extra["multiplier"],
+        tolerance=float(config.geco or 0.0),
+        num_values=math.prod(x.shape[1:]),
+    )
+    return lagrangian - net.stored_term(x, means, params["log_sigma"])
+
+
+def _training_log_sigma(
+    config: VAEConfig, extra: Any, x: Array, outputs: Array, mask: Array | None
+) -> Array | None:
+    """Log sigma of the Gaussian in training where it is not the stored parameter."""
+    if config.likelihood != "gaussian":
+        return None
+    if config.sigma == "optimal":
+        return likelihoods.optimal_log_sigma(x, likelihood(config).mean(outputs), mask)
+    return 0.5 * jnp.log(extra["error"].mse) if extra else None
 
 
 def _iwae_objective(config: VAEConfig) -> Any:
@@ -184,8 +281,10 @@ def _iwae_objective(config: VAEConfig) -> Any:
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
     ) -> tuple[Array, Aux]:
         del extra, progress
-        x, keys = batch["x"], example_keys(key, batch)
-        eps = _noise(keys, (config.num_importance, config.latent_dim)).swapaxes(0, 1)
+        keys = example_keys(key, batch)
+        x, log_det = net.to_inside(config, batch["x"], keys)
+        eps = net.noise(keys, (config.num_importance, config.latent_dim))
+        eps = eps.swapaxes(0, 1)
         mu, log_var = encode(config, params["vae"], x)
         z = _draws(mu, log_var, eps)
         if config.gradient == "dreg":
@@ -197,7 +296,9 @@ def _iwae_objective(config: VAEConfig) -> Any:
                 config, params["vae"], x, z, mu, log_var
             )
             # Called once, and in the trace of the loss: these are its own values.
-            means = losses.vae.elbo_terms(log_prob.mean(axis=0), log_ratio.mean(axis=0))
+            means = losses.vae.elbo_terms(
+                log_prob.mean(axis=0) + log_det, log_ratio.mean(axis=0)
+            )
             terms.update(means._asdict())
             return log_prob - log_ratio
 
@@ -205,7 +306,7 @@ def _iwae_objective(config: VAEConfig) -> Any:
             bound = losses.vae.dreg_iwae(weights_at, z)
         else:
             bound = losses.vae.iwae(weights_at(z))
-        return -bound, Aux(terms)
+        return -(bound + log_det) * batch.get("weight", 1.0), Aux(terms)
 
     return objective
 
@@ -227,24 +328,26 @@ def _log_weight_terms(
     outputs = decode(config, params, z.reshape(num * batch, -1))
     outputs = outputs.reshape(num, batch, *outputs.shape[1:])
     # Mapped over K, x is not repeated in memory: 1.5 times faster a step at K = 5.
-    log_prob = jax.vmap(lambda o: _log_prob(config, params, x, o))(outputs)
+    log_prob = jax.vmap(lambda o: net.log_prob(config, params, x, o))(outputs)
     log_normal = jax.vmap(losses.vae.normal_log_prob, (0, None, None))
-    zeros = jnp.zeros_like(mu)
-    return log_prob, log_normal(z, mu, log_var) - log_normal(z, zeros, zeros)
+    return log_prob, log_normal(z, mu, log_var) - log_prior(config, params, z)
 
 
 def _importance_likelihood(
     config: VAEConfig, params: Any, x: Array, keys: Array, num_samples: int
 ) -> LogLikelihood:
     """IWAE-K with K = num_samples, in chunks of samples; chunking changes no number."""
+    x, log_det = net.to_inside(config, x, keys)
     mu, log_var = encode(config, params, x)
-    outputs = math.prod(x.shape) * likelihood(config).num_outputs
-    chunk = max(1, min(num_samples, NUMBERS // outputs))
+    numbers = math.prod(x.shape) * likelihood(config).num_outputs
+    if config.prior == "vamp":
+        numbers += mu.size * config.num_pseudo
+    chunk = max(1, min(num_samples, NUMBERS // numbers))
     per_sample = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
 
     def add(sums: Any, first: Array | int, num: int) -> Any:
         sample_keys = per_sample(keys, first + jnp.arange(num))
-        eps = jax.vmap(lambda k: _noise(k, (config.latent_dim,)))(sample_keys)
+        eps = jax.vmap(lambda k: net.noise(k, (config.latent_dim,)))(sample_keys)
         z = _draws(mu, log_var, eps)
         log_prob, log_ratio = _log_weight_terms(config, params, x, z, mu, log_var)
         return estimators.add(sums, log_prob - log_ratio)
@@ -260,129 +363,8 @@ def _importance_likelihood(
         sums = add(sums, full * chunk, rest)
     estimate = estimators.finish(sums)
     return LogLikelihood(
-        nats=estimate.log_likelihood,
+        nats=estimate.log_likelihood + log_det,
         kind="bound",
         standard_error=estimate.standard_error,
         ess=estimate.ess,
-    )
-
-
-def _rebuilt(config: VAEConfig) -> Any:
-    def view(params: Any, x: Array) -> Array:
-        mu, _ = encode(config, params["vae"], x[:16])
-        return jnp.stack([x[:16], _mean(config, params["vae"], mu)])
-
-    return view
-
-
-def _interpolated(config: VAEConfig, rows: int = 6, columns: int = 12) -> Any:
-    def view(params: Any, x: Array) -> Array:
-        pairs = max(1, min(rows, x.shape[0] // 2))
-        mu, _ = encode(config, params["vae"], x)
-        t = jnp.linspace(0.0, 1.0, columns)[None, :, None]
-        ends = jnp.arange(2 * pairs) % x.shape[0]  # a lone image goes to itself
-        z = (1.0 - t) * mu[ends[0::2], None] + t * mu[ends[1::2], None]
-        images = _mean(config, params["vae"], z.reshape(pairs * columns, -1))
-        return images.reshape(pairs, columns, *images.shape[1:])
-
-    return view
-
-
-def _traversed(config: VAEConfig, rows: int = 8, columns: int = 13) -> Any:
-    def view(params: Any, x: Array) -> Array:
-        mu, log_var = encode(config, params["vae"], x)
-        used = jnp.mean(losses.vae.kl_standard_normal_per_dim(mu, log_var), axis=0)
-        dims = jnp.argsort(-used)[:rows]
-        values = jnp.linspace(-3.0, 3.0, columns)
-        z = jnp.broadcast_to(mu[:1, None], (len(dims), columns, mu.shape[1]))
-        z = jax.vmap(lambda row, dim: row.at[:, dim].set(values))(z, dims)
-        images = _mean(config, params["vae"], z.reshape(-1, mu.shape[1]))
-        return images.reshape(len(dims), columns, *images.shape[1:])
-
-    return view
-
-
-def _init(config: VAEConfig, key: Array, batch: Batch) -> Any:
-    """Parameters; both networks start from the mean image, as Burda et al. 2015 do."""
-    x, mean = batch["x"][:1], jnp.mean(batch["x"], axis=0)
-    encoder_key, decoder_key = jax.random.split(key)
-    z = jnp.zeros((1, config.latent_dim))
-    params = {
-        "encoder": _encoder(config).init(encoder_key, x)["params"],
-        "decoder": _decoder(config).init(decoder_key, z)["params"],
-        "centre": mean,
-    }
-    if config.likelihood == "gaussian":
-        params["log_sigma"] = jnp.log(jnp.float32(config.sigma_value))
-    if config.likelihood == "bernoulli" and config.net == "mlp":
-        mean = jnp.clip(mean, 0.001, 0.999)
-        params["decoder"]["output"]["bias"] = jnp.log(mean / (1.0 - mean)).reshape(-1)
-    return params
-
-
-def _log_prob(
-    config: VAEConfig, params: Any, x: Array, outputs: Array, batch: Batch | None = None
-) -> Array:
-    """Log p(x given z), `[B]` nats; the batch is given where sigma may be fitted to it."""
-    if config.likelihood == "gaussian":
-        mu, log_sigma = likelihood(config).mean(outputs), params["log_sigma"]
-        if config.sigma == "fixed":
-            log_sigma = jax.lax.stop_gradient(log_sigma)
-        if config.sigma == "optimal" and batch is not None:
-            return _optimal_log_prob(x, mu, log_sigma, batch.get("mask"))
-        return likelihoods.gaussian_log_prob(x, mu, log_sigma)
-    return likelihood(config).log_prob(x, outputs)
-
-
-def _optimal_log_prob(
-    x: Array, mu: Array, log_sigma: Array, mask: Array | None
-) -> Array:
-    """The Gaussian's value and gradient at the batch's best sigma.
-
-    The parameter log_sigma, which evaluation uses, is trained by the same likelihood
-    with the means frozen; that term adds nothing to the value.
-    """
-    best = likelihoods.optimal_log_sigma(x, mu, mask)
-    profile = likelihoods.gaussian_log_prob(x, mu, best)
-    frozen = likelihoods.gaussian_log_prob(x, jax.lax.stop_gradient(mu), log_sigma)
-    return profile + frozen - jax.lax.stop_gradient(frozen)
-
-
-def _mean(config: VAEConfig, params: Any, z: Array) -> Array:
-    return likelihood(config).mean(decode(config, params, z))
-
-
-def _noise(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise of `shape` for every key, `[B, *shape]`."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
-def _encoder(config: VAEConfig) -> Any:
-    if config.net == "mlp":
-        return coders.MLPEncoder(
-            config.hidden, config.latent_dim, config.activation, config.remat
-        )
-    return coders.ConvEncoder(
-        config.width, config.levels, config.blocks, config.latent_dim, config.remat
-    )
-
-
-def _decoder(config: VAEConfig) -> Any:
-    if config.shape is None:
-        raise ValueError("vae: config.shape is None: call resolve(config, shape, ...)")
-    height, width, channels = config.shape
-    if config.likelihood != "gaussian":
-        channels *= likelihood(config).num_outputs
-    if config.net == "mlp":
-        hidden = config.hidden[::-1]
-        return coders.MLPDecoder(
-            hidden, (height, width), channels, config.activation, config.remat
-        )
-    return coders.ConvDecoder(
-        config.width,
-        config.levels,
-        config.blocks,
-        (height, width),
-        channels,
-        config.remat,
     )

@@ -228,4 +228,5 @@ class Sampler:
     def _some(self, params: Any, key: jax.Array, start: jax.Array | int) -> jax.Array:
         key = jax.random.fold_in(key, 2**30)
         keys = sample_keys(key, start + jnp.arange(self.num))
-        return self._model.generate(params, self._model.prior(keys[0]), keys[1])
+        z = self._model.prior(keys[0], params)
+        return self._model.generate(params, z, keys[1])

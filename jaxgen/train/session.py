@@ -55,11 +55,6 @@ class Loaded(NamedTuple):
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Fills what the config left to the data."""
     family = models.FAMILIES[config.family]
-    if dataset.columns is not None and not family.takes_tables:
-        able = ", ".join(n for n, f in models.FAMILIES.items() if f.takes_tables)
-        raise UserError(
-            f"{config.family} models images; tables are for: {able or 'none yet'}"
-        )
     model, transform = family.resolve(
         config.model,
         dataset.shape,
