@@ -75,7 +75,7 @@ def judge_inverse(seen: Seen) -> Finding:
         figures=figures,
         verdict=f"clean: {told}" if is_clean else told,
         is_clean=is_clean,
-        mend=None if is_clean else "--elements splines, or --compute float32",
+        mend=None if is_clean else "a lower --learning-rate, a smaller --depth",
     )
 
 
@@ -105,7 +105,7 @@ def judge_log_det(seen: Seen) -> Finding:
         missing=missing,
         verdict=f"clean: {told}" if is_clean else told,
         is_clean=is_clean,
-        mend=None if is_clean else "--compute float32; jaxgen verify flow",
+        mend=None if is_clean else "a lower --learning-rate; `jaxgen verify flow`",
     )
 
 

@@ -20,7 +20,7 @@ BATCH = 250
 
 
 def diagnose(subject: Subject) -> Told:
-    """Looks for collapse, balance, mismatch of the prior, and lost variance.
+    """Looks for collapse, balance, lost variance, and mismatch of the prior.
 
     Raises:
         RunError: if an encoding, a reconstruction or a sample is not finite.
@@ -31,8 +31,8 @@ def diagnose(subject: Subject) -> Told:
         findings={
             "collapse": problems.collapse(subject, seen, sigma),
             "balance": problems.balance(subject, seen, sigma),
-            "prior": problems.prior_mismatch(subject, seen),
             "variance": problems.variance_loss(subject, seen),
+            "prior": problems.prior_mismatch(subject, seen),
         },
         made={"reconstructions": seen.rebuilt, "samples": seen.of_prior},
     )
