@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.evaluate import features, quality
@@ -63,7 +65,7 @@ def diagnose(
         progress: Called with (samples drawn, samples in all).
 
     Raises:
-        UserError: if there are fewer than 20 test or training examples.
+        UserError: if there are fewer than 20 test or training examples, or all are alike.
         RunError: if the model gives what is not finite.
     """
     num = min(num, dataset.test.num_examples, dataset.train.num_examples)
@@ -72,12 +74,15 @@ def diagnose(
             f"diagnose needs at least {quality.LEAST} test and training examples, there "
             f"are {num}"
         )
+    test = quality.taken(dataset.test, num, seed)
+    if np.all(test["x"] == test["x"][:1]):
+        raise UserError(f"{dataset.name}: all {num} test examples are alike")
     chosen = features.choose(by, dataset)
     sampler = assembly.Sampler(loaded)
     subject = Subject(
         loaded=loaded,
         dataset=dataset,
-        test=quality.taken(dataset.test, num, seed),
+        test=test,
         features=chosen,
         draw=functools.cache(lambda start: sampler(loaded.params, seed, start)),
         seed=seed,

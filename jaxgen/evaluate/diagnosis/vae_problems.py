@@ -14,6 +14,7 @@ from jaxgen.evaluate import distances, features, two_sample
 from jaxgen.evaluate.diagnosis import posteriors, variance
 from jaxgen.evaluate.diagnosis.records import Finding, Subject, mean_and_error
 from jaxgen.models import vae
+from jaxgen.train.console import say
 
 # Of the effective beta, either way. A sigma that is wrong by a factor of two costs 0.3 to
 # 0.8 nats for each number of an example; the error on held-out data is never quite sigma.
@@ -23,6 +24,16 @@ USED = 0.5  # the least share of latent variables that are; fewer are called a c
 # kinds that the other has not (a total variation of 2 x 3/4 - 1); and by chance.
 TOLD_APART, BY_CHANCE = 0.75, 0.01
 KEPT = 0.8  # the least share of the data's variance that reconstructions keep
+OF_UNITS = (
+    "active_units",
+    "units",
+    "kl_by_unit",
+    "variance_law",
+    "mean_sigma_squared",
+    "mutual_information_nats",
+    "mutual_information_ceiling_nats",
+    "marginal_kl_nats",
+)
 NO_Q = "a plain autoencoder has no Q(z given x)"
 NOT_NORMAL = "P(z) is learned, not N(0, I)"
 NOT_GAUSSIAN = "its likelihood has no sigma"
@@ -117,7 +128,7 @@ def balance(subject: Subject, seen: Seen, sigma: Sigma) -> Finding:
         told = f"clean: the KL counts {beta:.2g} times as much as the error asks"
         return Finding(figures=figures, verdict=told, is_clean=True, **verdict)
     told = f"the KL counts {beta:.2g} times as much as the error asks"
-    if beta < 1:
+    if 0 < beta < 1:
         told = f"the likelihood counts {1 / beta:.2g} times as much as the error asks"
     if sigma.used is not None:
         told += f": sigma is {sigma.used:.3g}, the error {sigma.calibrated:.3g}"
@@ -149,18 +160,9 @@ def _balancing(config: vae.VAEConfig, sigma: Sigma) -> str:
 def collapse(subject: Subject, seen: Seen, sigma: Sigma) -> Finding:
     """How many latent variables tell the decoder anything?"""
     config, title = subject.loaded.config.model, "collapse of latent variables"
-    names = (
-        "active_units",
-        "units",
-        "kl_by_unit",
-        "variance_law",
-        "mean_sigma_squared",
-    )
-    names += ("mutual_information_nats", "mutual_information_ceiling_nats")
-    names += ("marginal_kl_nats",)
-    figures: dict[str, Any] = dict.fromkeys(names)
+    figures: dict[str, Any] = dict.fromkeys(OF_UNITS)
     if config.autoencoder:
-        missing: dict[str, str] = dict.fromkeys(names, NO_Q)
+        missing: dict[str, str] = dict.fromkeys(OF_UNITS, NO_Q)
         told = "cannot be told: a plain autoencoder's variables have no scale"
         return Finding(
             title=title, figures=figures, verdict=told, is_clean=None, missing=missing
@@ -211,6 +213,8 @@ def prior_mismatch(subject: Subject, seen: Seen) -> Finding:
         "c2st_logistic": two_sample.c2st(z, prior, seed=seed, method="logistic"),
         "decoded_c2st": two_sample.c2st(of_data, of_prior, seed=seed),
     }
+    if len(real) <= real.shape[1]:
+        say(f"{subject.features.id}: {distances.few_samples(*real.shape)}")
     mmd = distances.rbf_mmd(z, prior)
     figures: dict[str, Any] = {
         "mean_by_unit": z.mean(axis=0),
