@@ -395,9 +395,8 @@ def run(tmp_path_factory):
     from jaxgen import cli
 
     path = tmp_path_factory.mktemp("runs") / "run"
-    argv = [*SHORT, "--transform", "dequantise"]
     with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "vae", *argv, "--out", str(path)])
+        cli.main(["train", "vae", *SHORT, "--out", str(path)])
     assert not stop.value.code
     return path
 
