@@ -1,9 +1,8 @@
-"""The doors: `jaxgen train | sample | evaluate | compare | bench | plan | verify | list`."""
+"""The doors: `jaxgen COMMAND ...`, a command each for what one does with runs."""
 
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import os
 import sys
@@ -22,6 +21,7 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen train MODEL [options]   train, or continue, a run        (jaxgen train vae --help)
   jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
+  jaxgen diagnose RUN [options]  what is wrong with it, and what mends it (jaxgen diagnose --help)
   jaxgen compare RUN RUN ...     whether they differ, and by how much (jaxgen compare --help)
   jaxgen bench [MODEL ...]       measure training speed here      (jaxgen bench --help)
   jaxgen plan MODEL|EXPERIMENT   what it needs on a TPU or GPU    (jaxgen plan vae --help)
@@ -128,25 +128,6 @@ class EvaluateOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """Compares runs by their evaluation.json, metric by metric, and says which is better.
-
-    Runs of one config that differ in their seed are a group. A difference is claimed where
-    it stands out from the spread between training seeds (Welch's t-test, corrected for the
-    number of metrics); otherwise it says "no difference shown".
-    """
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run folders, each with its evaluation.json."""
-    html: Path | None = None
-    """Write a page with figures and samples to this file too."""
-    seed_variation: float = 0.02
-    """Spread between the seeds of a group of one run that is assumed, of the value."""
-    json: bool = False
-    """Print one JSON object to standard output."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
     """Compares the mathematics of each family with closed forms, on this machine.
 
@@ -166,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "sample": _sample,
         "evaluate": _evaluate,
+        "diagnose": _diagnose,
         "compare": _compare,
         "bench": _bench,
         "plan": _plan,
@@ -363,21 +345,20 @@ def _evaluate(argv: list[str]) -> int:
     return commands.evaluate(*parsed)
 
 
-def _compare(argv: list[str]) -> int:
-    options = parsing.parse(CompareOptions, argv, "jaxgen compare")
-    from jaxgen.evaluate import comparison, comparison_page
+def _diagnose(argv: list[str]) -> int:
+    from jaxgen.evaluate.diagnosis import command
 
-    if options.html is not None:
-        comparison_page.check_path(options.html)
-    result = comparison.compare(options.runs, variation=options.seed_variation)
-    if options.html is not None:
-        comparison_page.write_page(result, options.html)
-    if options.json:
-        lines = [json.dumps(comparison_page.as_json(result), allow_nan=False)]
-    else:
-        lines = comparison_page.lines(result)
-    sys.stdout.writelines(f"{line}\n" for line in lines)
-    return 0
+    return command.diagnose(
+        *parsing.parse_use(command.DiagnoseOptions, argv, "jaxgen diagnose")
+    )
+
+
+def _compare(argv: list[str]) -> int:
+    from jaxgen.evaluate import comparison_command as command
+
+    return command.compare(
+        parsing.parse(command.CompareOptions, argv, "jaxgen compare")
+    )
 
 
 def _verify(argv: list[str]) -> int:

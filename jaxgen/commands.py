@@ -50,7 +50,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
         )
     if options.num_seeds < 1:
         raise UserError(f"--num-seeds must be at least 1, got {options.num_seeds}")
-    _check_seed(config.train.seed + options.num_seeds - 1)
+    rundir.check_seed(config.train.seed + options.num_seeds - 1)
     processes.start(launch)
     parallel.count_cpu_as(config.train.devices)
     latents.ensure(config.data)
@@ -163,7 +163,7 @@ def sample(options: Any, sampling: Any = None) -> int:
     """
     if options.num < 1:
         raise UserError(f"--num must be at least 1, got {options.num}")
-    _check_seed(options.seed)
+    rundir.check_seed(options.seed)
     shown = medium.of(rundir.RunFolder(options.run).read_config().model)
     out = options.out or options.run / f"sample{shown.suffixes[0]}"
     if out.suffix not in shown.suffixes:
@@ -269,21 +269,7 @@ def evaluate(options: Any, sampling: Any = None) -> int:
         raise UserError(
             f"--num must be 0 (none) or at least {quality.LEAST}, got {options.num}"
         )
-    _check_seed(options.seed)
-    loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
-    config = loaded.config.data
-    if options.data_dir is not None:
-        config = dataclasses.replace(config, data_dir=options.data_dir)
-    latents.ensure(config)
-    dataset = data.open_dataset(config)
-    if tuple(dataset.shape) != tuple(loaded.config.model.shape):
-        raise UserError(
-            f"the run was trained on examples {loaded.config.model.shape}, these are "
-            f"{dataset.shape}"
-        )
-    other = loaded.run.check_data(session.data_identity(dataset))
-    for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
-        say(note)
+    loaded, dataset = judgement.opened(options, sampling)
     result = judgement.judge_wholly(loaded, dataset, options)
     if options.json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
@@ -313,11 +299,6 @@ def _cell(value: Any) -> str:
 def _shortened(value: Any, most: int = 150) -> str:
     shown = str(value)
     return shown if len(shown) <= most else shown[: most - 3] + "..."
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**31:
-        raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
 
 
 def _changes(

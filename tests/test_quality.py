@@ -350,7 +350,7 @@ def test_rows_are_drawn_by_their_weights():
     rows = np.float32(np.arange(100)[:, None])
     weight = np.where(np.arange(100) < 50, 0.0, 1.0).astype(np.float32)
     source = data.ArraySource(rows, weight=weight)
-    taken = quality._taken(source, 80, 0)
+    taken = quality.taken(source, 80, 0)["x"]
     assert len(taken) == 80
     assert taken.min() >= 50
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen import data
+from jaxgen._checks import UserError
 from jaxgen.evaluate import (
     annealed,
     calibration,
@@ -20,11 +21,47 @@ from jaxgen.evaluate import (
     report,
     tables,
 )
-from jaxgen.train import assembly, medium, pictures, rundir, session
+from jaxgen.train import (
+    assembly,
+    expost,
+    latents,
+    medium,
+    pictures,
+    rundir,
+    session,
+)
 from jaxgen.train.console import say
 
 QUICK_SAMPLES = 16  # effort of the likelihood that ends a training run
 QUICK_IMAGES = 2000  # of the test split at most, then
+
+
+def opened(options: Any, sampling: Any) -> tuple[session.Loaded, data.Dataset]:
+    """The run that a command is to judge, and its data; notes on both are told.
+
+    Args:
+        options: Of the command: `run`, `seed`, `data_dir`, `ema_width`.
+        sampling: The model's options under this name, chosen anew.
+
+    Raises:
+        UserError: if one of them fits nothing, or the data are of another shape.
+    """
+    rundir.check_seed(options.seed)
+    loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
+    config = loaded.config.data
+    if options.data_dir is not None:
+        config = dataclasses.replace(config, data_dir=options.data_dir)
+    latents.ensure(config)
+    dataset = data.open_dataset(config)
+    if tuple(dataset.shape) != tuple(loaded.config.model.shape):
+        raise UserError(
+            f"the run was trained on examples {loaded.config.model.shape}, these are "
+            f"{dataset.shape}"
+        )
+    other = loaded.run.check_data(session.data_identity(dataset))
+    for note in (*loaded.notes, *dataset.notes, *([other] if other else [])):
+        say(note)
+    return loaded, dataset
 
 
 def judge(

@@ -111,7 +111,7 @@ def evaluate(
         done += len(parts[-1])
         progress(min(done, num), num)
     samples = np.concatenate(parts)[:num]
-    test = _taken(dataset.test, num, seed)
+    test = taken(dataset.test, num, seed)["x"]
     compared = _compared(features, dataset, samples, test, seed)
     dims = compared.real.shape[1]
     if num <= dims:
@@ -218,16 +218,16 @@ def _or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _taken(source: data.Source, num: int, seed: int) -> np.ndarray:
+def taken(source: data.Source, num: int, seed: int) -> dict[str, np.ndarray]:
     """Examples spread over a split; rows with weights are drawn by them."""
     examples = source.take(data.spread(source.num_examples, num))
     if "weight" not in examples:
-        return examples["x"]
+        return examples
     everything = source.take(np.arange(source.num_examples))
     weight = np.asarray(everything["weight"], np.float64)
     rng = np.random.default_rng(seed)
     chosen = rng.choice(source.num_examples, num, p=weight / weight.sum())
-    return everything["x"][chosen]
+    return {"x": everything["x"][chosen]}
 
 
 def _compared(
@@ -237,7 +237,7 @@ def _compared(
     test: np.ndarray,
     seed: int,
 ) -> Compared:
-    instead = _taken(dataset.train, len(samples), seed)
+    instead = taken(dataset.train, len(samples), seed)["x"]
     rng = np.random.default_rng(seed)
     fake = _finite(features, "samples", samples)  # first, since they may be refused
     floor = _finite(features, "training examples", instead)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.evaluate import figures, formats, pages, tables
+from jaxgen.evaluate.diagnosis import page as diagnosed
 from jaxgen.train import config as configs
 from jaxgen.train import (
     console,
@@ -69,6 +70,7 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         ),
         numbers=_numbers(loaded, records, evaluation),
         evaluation=_evaluation(loaded, evaluation),
+        diagnosis=diagnosed.section(run),
         curves=_curves(loaded, records),
         **_samples(loaded, dataset),
         views=_views(loaded, dataset),

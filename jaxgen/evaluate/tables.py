@@ -63,18 +63,24 @@ def text(values: Mapping[str, Any]) -> str:
     """The tables for a terminal."""
     lines = []
     for caption, rows in of_evaluation(values):
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["", caption]
-        for name, *cells in rows:
-            shown = (f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True))
-            lines.append(f"{name:<{widths[0]}}  {'  '.join(shown)}".rstrip())
+        lines += ["", caption, *lines_of(rows)]
     return "\n".join([*lines, ""]) if lines else ""
+
+
+def lines_of(rows: Rows) -> list[str]:
+    """A table for a terminal, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        shown = (f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True))
+        lines.append(f"{name:<{widths[0]}}  {'  '.join(shown)}".rstrip())
+    return lines
 
 
 def page(values: Mapping[str, Any], folder: Path) -> str:
     """The tables for the report, and the picture of pairs that lies in the run's folder."""
     shown = "".join(
-        f'<h3>{formats.text(caption)}</h3><table class="wide">{"".join(map(_row, rows))}</table>'
+        f"<h3>{formats.text(caption)}</h3>{table(rows)}"
         for caption, rows in of_evaluation(values)
     )
     if "memorisation" in values and (folder / PAIRS).is_file():
@@ -83,6 +89,11 @@ def page(values: Mapping[str, Any], folder: Path) -> str:
         shown += f'<figure><img class="pixels" alt="{told}" src="{source}">'
         shown += f"<figcaption>{told}</figcaption></figure>"
     return shown
+
+
+def table(rows: Rows) -> str:
+    """A table for a page."""
+    return f'<table class="wide">{"".join(map(_row, rows))}</table>'
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -19,7 +19,14 @@ from jaxgen.models import flow_images, flow_tables
 from jaxgen.models.base import Model
 from jaxgen.models.flow_config import FlowConfig, Sampling, resolve
 
-__all__ = ["FlowConfig", "Sampling", "make_flow", "resolve", "sample_and_log_prob"]
+__all__ = [
+    "FlowConfig",
+    "Sampling",
+    "bound",
+    "make_flow",
+    "resolve",
+    "sample_and_log_prob",
+]
 
 
 def make_flow(config: FlowConfig) -> Model:
@@ -32,6 +39,27 @@ def make_flow(config: FlowConfig) -> Model:
     return model._replace(
         prior=lambda keys, params=None: warmth * model.prior(keys, params)
     )
+
+
+def bound(
+    config: FlowConfig, params: Any, x: Array, keys: Array, condition: Any = None
+) -> tuple[Array, Any, Any]:
+    """The chain as two functions, bound to what some data are told.
+
+    Args:
+        config: Resolved options.
+        params: Of the model.
+        x: Data `[B, *shape]`, as a batch has them.
+        keys: `[B]`, of what noise is added to data.
+        condition: Labels `[B]`, or values of the context columns `[B, K]`; by default
+            none, or those in the rows.
+
+    Returns:
+        The values that are modelled, `[B, ...]`, with their noise; and `to_latent` and
+        `to_data` of a `Bijector`, of such values and of latents alone.
+    """
+    of_data = flow_images if config.columns is None else flow_tables
+    return of_data.bound(config, params, x, keys, condition)
 
 
 def sample_and_log_prob(

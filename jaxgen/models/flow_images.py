@@ -91,6 +91,18 @@ def of_images(config: FlowConfig) -> Model:
     )
 
 
+def bound(
+    config: FlowConfig, params: Any, x: Array, keys: Array, condition: Any
+) -> tuple[Array, Any, Any]:
+    """Images as the chain takes them, and its two ways at their classes."""
+    chain = flow_bijectors.image_flow(config)
+    return (
+        _noised(config, x, keys),
+        lambda x: chain.to_latent(params["flow"], x, condition),
+        lambda z: chain.to_data(params["flow"], z, condition),
+    )
+
+
 def drawn(
     config: FlowConfig, params: Any, z: Array, keys: Array, condition: Any
 ) -> tuple[Array, Array, Array | None]:

@@ -41,10 +41,8 @@ def of_rows(config: FlowConfig) -> Model:
         return {"flow": {"bijector": params, "contexts": contexts}}
 
     def latent(params: Any, x: Array, keys: Array, condition: Any) -> Any:
-        context = x[:, given] if condition is None else condition
-        values = columns.spread(_chosen(config, modelled), x[:, modelled], keys)
-        told = _told(config, context)
-        return flow.to_latent(params["flow"]["bijector"], values, told)
+        values, to_latent, _ = bound(config, params, x, keys, condition)
+        return to_latent(values)
 
     def objective(
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
@@ -76,6 +74,20 @@ def of_rows(config: FlowConfig) -> Model:
         )[0],
         log_likelihood=log_likelihood,
         density="other",
+    )
+
+
+def bound(
+    config: FlowConfig, params: Any, x: Array, keys: Array, condition: Any
+) -> tuple[Array, Any, Any]:
+    """Modelled columns as the chain takes them, and its two ways at their context."""
+    chain, (modelled, given) = flow_bijectors.table_flow(config), _places(config)
+    told = _told(config, x[:, given] if condition is None else condition)
+    params = params["flow"]["bijector"]
+    return (
+        columns.spread(_chosen(config, modelled), x[:, modelled], keys),
+        lambda x: chain.to_latent(params, x, told),
+        lambda z: chain.to_data(params, z, told),
     )
 
 

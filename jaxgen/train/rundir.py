@@ -6,7 +6,7 @@ metrics.jsonl        one JSON object a line, the truth that other trackers mirro
 averages/<step>.npz  where --ema-widths keeps averages for other widths later
 samples/step_*.png   the same latents at every step; reals.png beside
 checkpoints/<step>/  verified before they are trusted
-evaluation.json, report.html
+evaluation.json, diagnosis.json, diagnosis.png, report.html
 """
 
 import contextlib
@@ -47,6 +47,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.report = path / "report.html"
         self.evaluation = path / "evaluation.json"
+        self.diagnosis = path / "diagnosis.json"
         self._config = path / "config.json"
 
     def exists(self) -> bool:
@@ -204,6 +205,12 @@ def find_or_claim(root: Path, config: configs.RunConfig) -> Path:
             raise UserError(f"{path} cannot be made: {error.strerror}") from error
         else:
             return path
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that no key is made of."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
 
 
 def environment() -> dict[str, Any]:
