@@ -127,7 +127,8 @@ def draw(problem: str, seen: Sequence[Seen], path: Path) -> None:
     with mpl.rc_context({"font.size": 9}):
         height = 0.75 * (len(seen) + 1)
         figure = Figure((13, max(3.2, height)), dpi=100, layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=(4, 9))
+        panels: Any = figure.subfigures(1, 2, width_ratios=(4, 9))
+        left, right = panels
         _figures(left.subplots(), problem, seen)
         part = 2 if problem == "prior" else 1
         rows = [("data", seen[0].images[0])]
