@@ -13,10 +13,13 @@ EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py")
 TABLES = {
     "flow_2d": "--names moons pinwheel --width 8 --bins 4 --out figure.png",
     "flow_tabular": "--names banana_chain --dims 2 3 --width 8",
+    "four_families": "--families vae --seeds 0 --jobs 1 --out .",
     "gan_ring": "--seeds 0 --out figure.png",
 }
-# What is in every row of them.
+# What is in every row of them, and how many rows there are.
 MARKS = {"flow_2d": "+-", "flow_tabular": "+-", "gan_ring": " of "}
+MARKS["four_families"] = "| vae | 1 | "
+ROWS = {"flow_2d": 2, "flow_tabular": 4, "four_families": 1, "gan_ring": 2}
 RUNS = [path for path in EXPERIMENTS if path.stem not in (*TABLES, "gan_ablation")]
 
 # They compile for a minute what they run for moments.
@@ -49,7 +52,7 @@ def test_experiment_prints_a_row_for_each_density(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if MARKS[name] in line]
-    assert len(rows) == (4 if name == "flow_tabular" else 2)
+    assert len(rows) == ROWS[name]
     assert (tmp_path / "figure.png").is_file() == (name != "flow_tabular")
 
 
