@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from doors import TINY, call
@@ -9,6 +10,7 @@ from doors import TINY, call
 KEYS = (
     "examples_per_s",
     "ms_per_step",
+    "cpu_ms_per_step",
     "compile_s",
     "host_us_per_step",
     "flops_per_example",
@@ -37,6 +39,10 @@ def test_bench_has_one_schema_and_consistent_figures(capsys, tmp_path):
     assert result["examples_per_s"] == pytest.approx(rate)
     assert result["ms_per_step_p10"] <= result["ms_per_step"]
     assert result["ms_per_step"] <= result["ms_per_step_p90"]
+    # The processor was busy with it, on as many cores as there are at most.
+    assert (
+        0 < result["cpu_ms_per_step"] < 2 * os.cpu_count() * result["ms_per_step_p90"]
+    )
     assert result["data_wait_share"] < 1
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 

@@ -13,15 +13,17 @@ EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py")
 TABLES = {
     "flow_2d": "--names moons pinwheel --width 8 --bins 4 --out figure.png",
     "flow_tabular": "--names banana_chain --dims 2 3 --width 8",
+    "four_families": "--families vae --seeds 0 --jobs 1 --out .",
     "gan_ring": "--seeds 0 --out figure.png",
     "vae_problems": "--names variance --num 60 --out .",
 }
-# What is in every row of them.
+# What is in every row of them, and how many rows there are.
 MARKS = {
-    "flow_2d": "+-",
-    "flow_tabular": "+-",
-    "gan_ring": " of ",
-    "vae_problems": "| sigma ",
+    "flow_2d": ("+-", 2),
+    "flow_tabular": ("+-", 4),
+    "four_families": ("| vae | 1 | ", 1),
+    "gan_ring": (" of ", 2),
+    "vae_problems": ("| sigma ", 4),
 }
 RUNS = [path for path in EXPERIMENTS if path.stem not in (*TABLES, "gan_ablation")]
 
@@ -54,10 +56,11 @@ def test_experiment_prints_a_row_for_each_density(name, tmp_path):
         argv, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT
     )
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if MARKS[name] in line]
-    assert len(rows) == (4 if name in ("flow_tabular", "vae_problems") else 2)
-    pictures = len(list(tmp_path.glob("*.png")))
-    assert pictures == (0 if name == "flow_tabular" else 1)
+    mark, num_rows = MARKS[name]
+    rows = [line for line in done.stdout.splitlines() if mark in line]
+    assert len(rows) == num_rows
+    num_pictures = len(list(tmp_path.glob("*.png")))
+    assert num_pictures == (0 if name == "flow_tabular" else 1)
 
 
 @pytest.mark.slow

@@ -47,8 +47,9 @@ def measure(
 
     Returns:
         `examples_per_s`, `examples_per_s_per_device`, `ms_per_step` with `_p10` and
-        `_p90`, `compile_s`, `host_us_per_step` (what the host does for a step while
-        the device is idle: batch indices, placing, dispatch), `flops_per_example` and
+        `_p90`, `cpu_ms_per_step` (what it kept the host's cores busy, all together, other
+        processes apart), `compile_s`, `host_us_per_step` (what the host does for a step
+        while the device is idle: batch indices, placing, dispatch), `flops_per_example`,
         `bytes_accessed` (a step; XLA's count for the program of one update),
         `peak_fraction` (of `peak_flops_per_s`: the table's on accelerators, the measured
         matrix product's elsewhere), `peak_memory_bytes`, `data_wait_share`,
@@ -89,6 +90,7 @@ def measure(
         "ms_per_step": statistics.median(ms),
         "ms_per_step_p10": float(np.percentile(ms, 10)),
         "ms_per_step_p90": float(np.percentile(ms, 90)),
+        "cpu_ms_per_step": 1e3 * statistics.median(t.busy / t.steps for t in timings),
         "compile_s": runner.compile_s,
         "host_us_per_step": 1e6 * host_s,
         "flops_per_example": costs["flops"] / train.batch_size,
@@ -104,11 +106,12 @@ def measure(
 
 
 class Timing(NamedTuple):
-    """One repeat: seconds in all, of them waited for data, and updates done."""
+    """One repeat: seconds in all, of them waited for data, updates done, CPU seconds."""
 
     seconds: float
     waited: float
     steps: int
+    busy: float
 
 
 class Runner:
@@ -174,17 +177,21 @@ class Runner:
 
     def repeat(self, dispatches: int) -> Timing:
         """So many dispatches, queued, and one wait."""
-        began, waited = time.perf_counter(), 0.0
+        began, waited = (time.perf_counter(), time.process_time()), 0.0
         for _ in range(dispatches):
             waited += self._dispatch()
         jax.block_until_ready(self._state)
         steps = dispatches * self.program.num_steps
-        return Timing(time.perf_counter() - began, waited, steps)
+        seconds, busy = time.perf_counter() - began[0], time.process_time() - began[1]
+        return Timing(seconds, waited, steps, busy)
 
     def host_seconds(self) -> float:
-        """What the host does for one update, the device being idle; median of 20."""
-        seconds = []
-        for _ in range(20):
+        """What the host does for one update, the device being idle.
+
+        The median of 20, or of as many as there is time for in ten seconds.
+        """
+        seconds, last = [], time.perf_counter() + 10.0
+        while not seconds or (len(seconds) < 20 and time.perf_counter() < last):
             jax.block_until_ready(self._state)
             began = time.perf_counter()
             self._dispatch()
