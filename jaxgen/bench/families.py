@@ -205,9 +205,7 @@ def _plan(
     if protocol.steps is None:
         argv = ["bench", entrant.family, *entrant.train, "--repeats", str(REPEATS)]
         told = json.loads(_jaxgen(cores, folder / "bench.log", *argv, "--json"))
-        ms = told[
-            "cpu_ms_per_step"
-        ]  # on one core; the time of a core that is not shared
+        ms = told["cpu_ms_per_step"]  # of one core, whoever else uses it
         kept["steps"] = steps_within(60.0 * protocol.minutes, ms)
         kept["examples_per_s"] = 1e3 * told["batch_size"] / ms
     say(f"{entrant.family}: {kept['steps']:,} updates a run")
