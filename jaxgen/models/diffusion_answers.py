@@ -1,7 +1,7 @@
 """Answers of a trained denoiser to an image of which a part is seen; nothing is retrained."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,9 @@ from jaxgen._checks import UserError
 from jaxgen.models import diffusion_denoiser as net
 from jaxgen.models import diffusion_sampling as sampling
 from jaxgen.models.diffusion_config import DiffusionConfig
+from jaxgen.samplers import conditional
 
-Method = Literal["moments", "pseudo_inverse", "dps", "repaint", "replacement"]
 NUM_STEPS = 64  # of `samplers.ddpm`, unless others are asked for
-RESAMPLES = 10  # of RePaint
-STEP_SIZE = 1.0  # of DPS
 _PROJECTIONS = 10
 
 
@@ -28,9 +26,9 @@ def answered(
     operator: operators.Operator,
     y: Array,
     *,
-    method: Method,
-    resamples: int = RESAMPLES,
-    step_size: float = STEP_SIZE,
+    method: conditional.Method,
+    resamples: int = conditional.RESAMPLES,
+    step_size: float = conditional.STEP_SIZE,
 ) -> Array:
     """Samples of x given y = A x, by a method of `jaxgen.samplers.conditional`.
 

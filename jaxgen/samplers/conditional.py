@@ -21,6 +21,7 @@ samplers. `operator` is an `operators.Operator`, y `[B, h, w, c]` is in the spac
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,9 @@ from jaxgen import _checks, operators, schedules
 from jaxgen.samplers import steps
 from jaxgen.samplers.steps import Chain, Denoise, Examples, Keys, Level, Memory, Times
 
+Method = Literal["moments", "pseudo_inverse", "dps", "repaint", "replacement"]
+RESAMPLES = 10  # of `repaint`
+STEP_SIZE = 1.0  # of `dps`
 Seen = Float[ArrayLike, " B *seen"]
 
 
@@ -155,7 +159,7 @@ def dps(
     schedule: schedules.Schedule,
     times: Times,
     keep: bool = False,
-    step_size: float = 1.0,
+    step_size: float = STEP_SIZE,
 ) -> Chain:
     """Diffusion posterior sampling: after each step of `ddpm` one towards y.
 
@@ -212,7 +216,7 @@ def repaint(
     schedule: schedules.Schedule,
     times: Times,
     keep: bool = False,
-    resamples: int = 10,
+    resamples: int = RESAMPLES,
 ) -> Chain:
     """RePaint: `replacement` with each step taken several times, to harmonise.
 
