@@ -1,6 +1,7 @@
 """`jaxgen edit RUN`: several answers to an image of which a part is seen."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
@@ -111,8 +112,7 @@ def edit(options: EditOptions, sampling: Any = None) -> int:
         say("the run knows classes: no class is told; --label K tells one")
     found = _answers(options, loaded, given)
     _tell(options, given, found)
-    for path in _write(out, given, found):
-        print(path)  # noqa: T201 - a result
+    sys.stdout.writelines(f"{path}\n" for path in _write(out, given, found))
     return 0
 
 
@@ -172,7 +172,10 @@ def _given(options: EditOptions, config: Any, shape: tuple[int, ...]) -> list[Gi
         where = config.data
         if options.data_dir is not None:
             where = dataclasses.replace(where, data_dir=options.data_dir)
-        test = data.open_dataset(where).test
+        dataset = data.open_dataset(where)
+        test, run = dataset.test, rundir.RunFolder(options.run)
+        if other := run.check_data(session.data_identity(dataset)):
+            say(other)
         if tuple(test.shape) != shape:
             raise UserError(f"the run's images are {shape}, these are {test.shape}")
         if options.num_images > test.num_examples:
@@ -353,11 +356,11 @@ def _tell(options: EditOptions, given: Sequence[Given], found: np.ndarray) -> No
 
 def _write(out: Path, given: Sequence[Given], found: np.ndarray) -> list[Path]:
     """One picture of all, or a folder of files, whose paths are returned."""
-    answers_ = pictures.to_uint8(found)
+    levels = pictures.to_uint8(found)
     if out.suffix == ".png" and not out.is_dir():
         blank = np.full_like(given[0].shown, BLANK)
         rows = []
-        for each, some in zip(given, answers_, strict=True):
+        for each, some in zip(given, levels, strict=True):
             row = [each.shown, *some]
             if any(g.truth is not None for g in given):
                 row.append(blank if each.truth is None else each.truth)
@@ -367,7 +370,7 @@ def _write(out: Path, given: Sequence[Given], found: np.ndarray) -> list[Path]:
         return [out]
     out.mkdir(exist_ok=True)
     files = {}
-    for row, (each, some) in enumerate(zip(given, answers_, strict=True)):
+    for row, (each, some) in enumerate(zip(given, levels, strict=True)):
         name = f"{row:02d}-{each.name}"
         files[f"{name}-seen"] = each.shown
         files |= {f"{name}-{k}": x for k, x in enumerate(some)}

@@ -236,7 +236,8 @@ def test_pictures_have_condition_answers_and_truth(tmp_path):
 def exact():
     """An untrained network: the exact denoiser of N(mean, 0.2^2) of each value, inside."""
     dataset = data.open_dataset(data.DataConfig())
-    config = dataclasses.replace(models.diffusion.DiffusionConfig(), **TINY)
+    sampling = models.diffusion.Sampling(sampler="dpmpp_2m", num_steps=24)
+    config = models.diffusion.DiffusionConfig(**TINY, sampling=sampling)
     config, _ = models.diffusion.resolve(config, dataset.shape, None)
     x = {"x": jnp.asarray(dataset.test.take(np.arange(8))["x"] / 255, jnp.float32)}
     params = diffusion_denoiser.init(config, jax.random.key(0), x)
@@ -245,9 +246,13 @@ def exact():
 
 
 @pytest.mark.parametrize("task", ["inpaint", "enlarge"])
-def test_answers_of_an_exact_denoiser_are_those_of_the_posterior(exact, task):
+def test_answers_of_an_exact_denoiser_are_those_of_the_posterior(
+    exact, task, monkeypatch
+):
     """In units of the data: mean 0.45, deviation 0.1."""
     config, params = exact
+    if task == "inpaint":  # the sampler alone
+        monkeypatch.setattr(diffusion_answers, "_PROJECTIONS", 0)
     num = 64
     hidden = jnp.zeros((1, 8, 8, 1)).at[:, :, 4:].set(1)
     operator = {"inpaint": operators.mask(hidden), "enlarge": operators.block_mean(2)}[
@@ -264,15 +269,15 @@ def test_answers_of_an_exact_denoiser_are_those_of_the_posterior(exact, task):
         )
 
     x = np.asarray(run(jax.random.split(jax.random.key(0), num)))
-    np.testing.assert_allclose(operator.apply(jnp.asarray(x)), y, atol=1e-5)
+    off = 1e-3 if task == "inpaint" else 1e-5
+    np.testing.assert_allclose(operator.apply(jnp.asarray(x)), y, atol=off)
     if task == "inpaint":
         free = (x[:, :, 4:] - 0.45) / 0.1
     else:  # what the means leave of a block: 3 of its 4 directions
         free = (x - np.asarray(operator.pseudo_inverse(y))) / 0.1 / np.sqrt(0.75)
     size = free.size if task == "inpaint" else 0.75 * free.size
     assert abs(free.mean()) < 4 / np.sqrt(size)
-    # 64 steps of the ancestral sampler leave about 3 % less than the variance.
-    assert abs((free**2).mean() - 1) < 0.06 + 4 * np.sqrt(2 / size)
+    assert abs((free**2).mean() - 1) < 0.03 + 4 * np.sqrt(2 / size)
 
 
 @pytest.fixture(scope="module")

@@ -122,13 +122,14 @@ def pair(c):
 UPPER = operators.mask(jnp.array([0.0, 1.0]).reshape(1, 2, 1, 1))
 
 
-def answers(method, c, num, num_steps=100, **options):
+def answers(method, c, num, num_steps=100, schedule=EDM, **options):
     """x_2 of samples of which x_1 = 1.5 is seen, `[num]`, and x_1."""
-    schedule, times = EDM, grid(EDM, num_steps)
+    times = grid(schedule, num_steps)
     denoise = pair(c).denoise(schedule)
     y = jnp.broadcast_to(jnp.array([SEEN, 7.0]).reshape(1, 2, 1, 1), (num, 2, 1, 1))
     keys, noise = keys_of(num), keys_of(num, seed=1)
-    x = 50 * jax.vmap(lambda key: jax.random.normal(key, (2, 1, 1)))(noise)
+    x = jax.vmap(lambda key: jax.random.normal(key, (2, 1, 1)))(noise)
+    x = jnp.float32(schedule.sigma(times[0])) * x
     given = {"operator": UPPER, "y": y}
 
     @jax.jit
@@ -147,7 +148,7 @@ def answers(method, c, num, num_steps=100, **options):
 
 
 def of_replacement(c, resamples, num_steps=100):
-    """Mean and variance of x_2 by hand: each step of the sampler is linear."""
+    """Mean and variance of x_2 by hand: each step is linear, in x / alpha on any path."""
     sigmas = np.asarray(EDM.sigma(jnp.asarray(grid(EDM, num_steps))), np.float64)
     s = np.array([[1, c], [c, 1]])
     mean, variance = 0.0, 50.0**2
@@ -172,8 +173,10 @@ def within(found, mean, variance, errors=3.0):
     return abs(off) < errors and abs(off_variance) < errors, (off, off_variance)
 
 
-@pytest.mark.parametrize(("c", "most"), [(0.5, 20), (0.9, 5)])
-def test_replacement_has_its_known_bias_and_repaint_less(c, most):
+@pytest.mark.parametrize(
+    ("c", "most", "schedule"), [(0.5, 20, EDM), (0.9, 5, schedules.RectifiedFlow())]
+)
+def test_replacement_has_its_known_bias_and_repaint_less(c, most, schedule):
     """Facts: true mean 0.75 and 1.35; replacement 0.402 and 0.940 in the limit."""
     limit = SEEN * (1 - np.sqrt(1 - c**2)) / c
     limit_variance = (1 - c**2) / (2 * c) * np.log((1 + c) / (1 - c))
@@ -181,7 +184,7 @@ def test_replacement_has_its_known_bias_and_repaint_less(c, most):
     np.testing.assert_allclose([mean, variance], [limit, limit_variance], rtol=0.01)
     distances = []
     for method, options in (("replacement", {}), ("repaint", {"resamples": most})):
-        found, upper = answers(method, c, 1000, 60, **options)
+        found, upper = answers(method, c, 1000, 60, schedule, **options)
         np.testing.assert_allclose(upper, SEEN, rtol=1e-6)  # A x = y
         fits, off = within(found, *of_replacement(c, most if options else 1, 60))
         assert fits, (method, off)

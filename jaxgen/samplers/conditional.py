@@ -71,8 +71,8 @@ def pseudo_inverse_guided(
 
     References:
         Song, Vahdat, Mardani & Kautz 2023, Pseudoinverse-Guided Diffusion Models for
-        Inverse Problems, ICLR, openreview.net 9_gsMA8MRKQ; here without their weights r_t^2
-        of the gradient, which have no posterior behind them.
+        Inverse Problems, ICLR, openreview.net/forum?id=9_gsMA8MRKQ; here as Bayes' rule has
+        the gradient, without further weights.
     """
     name = "pseudo_inverse_guided"
     _check_noise(name, noise_std)
