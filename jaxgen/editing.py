@@ -49,10 +49,11 @@ class EditOptions:
     F.png of the run's size, white where it is hidden."""
     scale: int | None = None
     """Of enlarge: 2 (the default) or 4."""
-    method: conditional.Method = "moments"
-    """How the network is told what is seen: moments and pseudo_inverse lead any sampler, dps,
-    repaint and replacement have their own steps; replacement is biased, and here to be
-    compared with."""
+    method: conditional.Method = "pseudo_inverse"
+    """How the network is led to what is seen. pseudo_inverse and moments lead any --sampler
+    (auto: 64 steps of ddpm), dps, repaint and replacement have their own steps, those of
+    ddpm. moments is exact for Gaussian data, but asks more of a network and of the time to
+    compile; replacement is biased, and here to be compared with."""
     resamples: int = conditional.RESAMPLES
     """How often repaint takes each step."""
     step_size: float = conditional.STEP_SIZE

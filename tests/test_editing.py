@@ -205,7 +205,8 @@ def test_an_answer_belongs_to_seed_image_and_number_by_one_program(tmp_path):
     expected = np.stack([each.seen for each in images])[:, None]
     np.testing.assert_allclose(np.where(seen, many, 0), expected + 0 * many, atol=1e-6)
     assert len({each.hidden.tobytes() for each in images}) == 3
-    assert traces[0] == {"method": "moments", "step_size": 1.0, "resamples": 10}
+    expected = {"method": "pseudo_inverse", "step_size": 1.0, "resamples": 10}
+    assert traces[0] == expected
 
 
 def test_pictures_have_condition_answers_and_truth(tmp_path):

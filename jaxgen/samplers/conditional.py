@@ -5,7 +5,8 @@ No unconditional denoiser D knows p(y | x_t); each method puts something in its 
 
 `pseudo_inverse_guided`  x_0 given x_t is N(D, r_t^2 I). Exact for data N(m, s^2 I).
 `moment_guided`          x_0 given x_t is N(D, (sigma^2 / alpha) dD/dx), its true first two
-                         moments. Exact for every Gaussian; several times the cost.
+                         moments. Exact for every Gaussian; several times the cost, and
+                         sensitive to errors of dD/dx, which a network has at high noise.
 `dps`                    the same gradient, of a length that was found by trying. It is
                          exact for nothing: answers agree with y, their spread is not p's.
 `replacement`            what is seen of x_t is drawn anew from p(y_t | y). The rest never
