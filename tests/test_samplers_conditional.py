@@ -215,44 +215,38 @@ def test_one_variance_for_all_is_wrong_of_correlated_data():
 
 
 def test_dps_steps_down_the_gradient_of_the_distance(x64):
+    """By the slope along a schedule of unit norm, whatever schedule it steps along."""
+    operator, size = OPERATORS["block_mean"], 0.7
+    y = seen_of(operator, 3)
+
+    @jax.jit
+    def both(x):
+        levels = -2 * jnp.log(jnp.array([1.5, 1.0]))
+        times, vp_time = EDM.inverse(levels), COSINE.inverse(levels)[0]
+        norms, denoise = jnp.hypot(1, EDM.sigma(times)), CORRELATED.denoise(EDM)
+        options = {"schedule": EDM, "times": times}
+        led = samplers.dps(
+            denoise, norms[0] * x, keys_of(3), operator=operator, y=y, step_size=size,
+            **options,
+        )  # fmt: skip
+        free = samplers.ddpm(denoise, norms[0] * x, keys_of(3), **options)
+
+        def distance(x):
+            missing = y - operator.apply(CORRELATED.denoise(COSINE)(x, vp_time))
+            return jnp.linalg.norm(missing.reshape(3, -1), axis=1).sum()
+
+        slope = jax.grad(distance)(x)
+        # Both chains end by the estimate, which is affine in where the step ended.
+        expected = denoise(x - norms[1] * size * slope, times[1]) - denoise(x, times[1])
+        # The way of pseudo-inverse guidance, whose length is another.
+        vp = CORRELATED.denoise(COSINE)
+        guided = samplers.pseudo_inverse_guided(vp, operator, y, schedule=COSINE)
+        way = guided(x, vp_time) - vp(x, vp_time)
+        return led.x - free.x, expected, way.reshape(3, -1), slope.reshape(3, -1)
+
     x = jnp.asarray(np.random.default_rng(5).normal(size=(3, *SIZE)))
-    operator, sigmas = OPERATORS["block_mean"], [1.5, 1.0]
-
-    def end(method, schedule, **options):
-        times = schedule.inverse(-2 * jnp.log(jnp.asarray(sigmas)))
-        norms = jnp.hypot(schedule.alpha(times), schedule.sigma(times))
-        ended = []
-
-        def denoise(x, t):
-            jax.debug.callback(lambda x: ended.append(np.asarray(x)), x)
-            return CORRELATED.denoise(schedule)(x, t)
-
-        getattr(samplers, method)(
-            denoise, norms[0] * x, keys_of(3), schedule=schedule, times=times, **options
-        )
-        jax.effects_barrier()
-        return ended[-1] / norms[1]
-
-    given = {"operator": operator, "y": seen_of(operator, 3), "step_size": 0.7}
-
-    def distance(x):  # along the cosine schedule x has unit norm as it is
-        t = COSINE.inverse(-2 * jnp.log(jnp.asarray(sigmas[0])))
-        missing = given["y"] - operator.apply(CORRELATED.denoise(COSINE)(x, t))
-        return jnp.linalg.norm(missing.reshape(3, -1), axis=1).sum()
-
-    slope = jax.grad(distance)(x)
-    moved = end("dps", COSINE, **given) - end("ddpm", COSINE)
-    np.testing.assert_allclose(moved, -0.7 * slope, rtol=1e-9, atol=1e-12)
-    moved = end("dps", EDM, **given) - end("ddpm", EDM)
-    np.testing.assert_allclose(moved, -0.7 * slope, rtol=1e-6, atol=1e-9)
-    # The way of pseudo-inverse guidance, whose length is another.
-    schedule, t = COSINE, COSINE.inverse(-2 * jnp.log(jnp.asarray(sigmas[0])))
-    denoise = CORRELATED.denoise(schedule)
-    guided = samplers.pseudo_inverse_guided(
-        denoise, operator, given["y"], schedule=schedule
-    )
-    way = np.asarray(guided(x, t) - denoise(x, t)).reshape(3, -1)
-    slope = np.asarray(slope).reshape(3, -1)
+    moved, expected, way, slope = map(np.asarray, both(x))
+    np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-9)
     cosine = (way * slope).sum(1) / np.linalg.norm(way, axis=1)
     np.testing.assert_allclose(cosine, -np.linalg.norm(slope, axis=1))
 

@@ -7,8 +7,8 @@ No unconditional denoiser D knows p(y | x_t); each method puts something in its 
 `moment_guided`          x_0 given x_t is N(D, (sigma^2 / alpha) dD/dx), its true first two
                          moments. Exact for every Gaussian; several times the cost, and
                          sensitive to errors of dD/dx, which a network has at high noise.
-`dps`                    the same gradient, of a length that was found by trying. It is
-                         exact for nothing: answers agree with y, their spread is not p's.
+`dps`                    the same gradient, of a length that was found by trying: answers
+                         come near y, and no posterior is behind their spread.
 `replacement`            what is seen of x_t is drawn anew from p(y_t | y). The rest never
                          hears of y itself, only of its noised versions one by one: biased
                          towards the prior even with the exact denoiser, for any number of
