@@ -193,6 +193,15 @@ def test_replacement_has_its_known_bias_and_repaint_less(c, most, schedule):
     assert abs(distances[1]) < 0.3 * distances[0]
 
 
+def test_what_replacement_puts_in_place_is_noised():
+    """In few steps the noise in x_1 reaches x_2: without it the variance is 0.152."""
+    found, _ = answers("replacement", 0.9, 4000, 6)
+    mean, variance = of_replacement(0.9, 1, 6)
+    np.testing.assert_allclose(variance, 0.2156, atol=1e-4)
+    fits, off = within(found, mean, variance)
+    assert fits, off
+
+
 def test_samples_by_moments_are_those_of_the_posterior():
     """Mean and variance within 3 standard errors, where replacement is 24 off."""
     num, c = 4000, 0.5
