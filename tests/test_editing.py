@@ -284,6 +284,28 @@ def test_answers_of_an_exact_denoiser_are_those_of_the_posterior(
     assert abs((free**2).mean() - 1) < 0.03 + 4 * np.sqrt(2 / size)
 
 
+@pytest.mark.slow
+def test_the_first_estimate_is_already_led_all_the_way(exact, monkeypatch):
+    """By the data's own deviation: with another one only the last steps would be."""
+    config, params = exact
+    monkeypatch.setattr(diffusion_answers, "_PROJECTIONS", 0)
+    sampling = models.diffusion.Sampling(sampler="euler", num_steps=1)
+    config = dataclasses.replace(config, sampling=sampling)
+    hidden = jnp.zeros((1, 8, 8, 1)).at[:, :, 4:].set(1)
+    y = jnp.where(hidden > 0, 0, 0.6)
+
+    @jax.jit
+    def run(keys):
+        z = jnp.ones((1, 8, 8, 1))
+        return diffusion_answers.answered(
+            config, params, z, keys, operators.mask(hidden), y, method="pseudo_inverse"
+        )
+
+    x = np.asarray(run(jax.random.split(jax.random.key(0), 1)))[0]
+    np.testing.assert_allclose(x[:, :4], 0.6, atol=1e-3)
+    np.testing.assert_allclose(x[:, 4:], 0.45, atol=1e-2)
+
+
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory):
     """A run of tiny colour images, hardly trained."""
