@@ -205,6 +205,9 @@ def test_an_answer_belongs_to_seed_image_and_number_by_one_program(tmp_path):
     expected = np.stack([each.seen for each in images])[:, None]
     np.testing.assert_allclose(np.where(seen, many, 0), expected + 0 * many, atol=1e-6)
     assert len({each.hidden.tobytes() for each in images}) == 3
+    twice, images = answers(1, paths[:1] * 2)  # the same image has other answers
+    hidden = images[0].hidden * images[1].hidden > 0
+    assert (twice[0, 0][hidden] != twice[1, 0][hidden]).all()
     expected = {"method": "pseudo_inverse", "step_size": 1.0, "resamples": 10}
     assert traces[0] == expected
 
