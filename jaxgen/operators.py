@@ -133,6 +133,36 @@ def consistent(
     return x + operator.pseudo_inverse(y - operator.apply(x))
 
 
+def consistent_within(
+    operator: Operator, x: Images, y: Seen, *, low: float = 0.0, high: float = 1.0
+) -> Images:
+    """The nearest image between low and high of which y is seen, if there is one.
+
+    It is x + A^+ u, cut off, for one u; each number of y being of pixels of its own, as
+    here, each number of u is found by halving.
+
+    Args:
+        operator: A.
+        x: Between low and high, `[B, H, W, C]`.
+        y: What is seen, `[B, h, w, c]`.
+        low: The least value of a pixel.
+        high: The greatest.
+    """
+    reach = 8 * (high - low)  # with which the weakest channel of luma goes all the way
+
+    def moved(u: Array) -> Array:
+        return jnp.clip(x + operator.pseudo_inverse(u), low, high)
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = 0.5 * (ends[0] + ends[1])
+        short = operator.apply(moved(middle)) < y
+        return jnp.where(short, middle, ends[0]), jnp.where(short, ends[1], middle)
+
+    ends = jnp.full_like(y, -reach), jnp.full_like(y, reach)
+    low_end, high_end = jax.lax.fori_loop(0, 30, halve, ends)
+    return moved(0.5 * (low_end + high_end))
+
+
 def centre_mask(keys: Keys, height: int, width: int) -> Hidden:
     """Hides the middle: half of the height and half of the width."""
     top, left = height // 4, width // 4

@@ -59,6 +59,22 @@ def test_consistent_is_the_nearest_image_of_which_y_is_seen():
         np.testing.assert_allclose(product, 0, atol=1e-4, err_msg=name)
 
 
+def test_consistent_within_keeps_to_the_range_and_moves_no_further_than_needed():
+    rng = np.random.default_rng(2)
+    x, other = (jnp.asarray(rng.uniform(size=(2, *SIZE)), jnp.float32) for _ in "xy")
+    other = jnp.round(other)  # as far out as can be
+    for name, operator in OPERATORS.items():
+        y = operator.apply(other)
+        near = operators.consistent_within(operator, x, y)
+        assert (near >= 0).all(), name
+        assert (near <= 1).all(), name
+        np.testing.assert_allclose(operator.apply(near), y, atol=2e-6, err_msg=name)
+        # Nearest: no way to another such image leads back towards x.
+        product = jnp.sum((near - x) * (other - near), axis=(1, 2, 3))
+        assert (product > -1e-4).all(), name
+        assert jnp.linalg.norm(near - x) < jnp.linalg.norm(other - x), name
+
+
 @pytest.mark.parametrize("name", operators.MASKS)
 def test_masks_belong_to_the_example(name):
     keys = jax.random.split(jax.random.key(0), 64)

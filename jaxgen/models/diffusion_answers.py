@@ -15,7 +15,6 @@ from jaxgen.models.diffusion_config import DiffusionConfig
 from jaxgen.samplers import conditional
 
 NUM_STEPS = 64  # of `samplers.ddpm`, unless others are asked for
-_PROJECTIONS = 10
 
 
 def answered(
@@ -84,7 +83,4 @@ def answered(
         number = resamples if method == "repaint" else 1
         chain = samplers.repaint(denoise, x, keys, **given, **grid, resamples=number)
     x = net.to_data(config, params, chain.x)
-    # Within the range of a pixel and in agreement with y: by turns, it is soon both.
-    for _ in range(_PROJECTIONS):
-        x = jnp.clip(operators.consistent(operator, x, y), 0.0, 1.0)
-    return x
+    return operators.consistent_within(operator, x, y)
