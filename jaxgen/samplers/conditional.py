@@ -295,11 +295,11 @@ def replacement(
 ) -> Chain:
     """What is seen of x_t replaced before each step: `repaint` with one resample.
 
-    Takes, returns and raises what that does. Known to be biased: see `jaxgen.samplers`'
-    conditional methods. For comparison.
+    Takes, returns and raises what that does. Known to be biased, as the module tells: to be
+    compared with.
 
     References:
-        Song et al. 2021, appendix on imputation, arXiv:2011.13456.
+        Song et al. 2021 (imputation), arXiv:2011.13456.
     """
     options = {"operator": operator, "y": y, "schedule": schedule, "times": times}
     return repaint(denoise, x, keys, keep=keep, resamples=1, **options)
