@@ -23,6 +23,7 @@ _MODULES = (
     "mixtures",
     "models",
     "nets",
+    "operators",
     "probability_flow",
     "samplers",
     "schedules",

@@ -119,6 +119,12 @@ def check_at_least(config: Any, least: int, *names: str) -> None:
             raise UserError(f"--{flag} must be at least {least}, got {value}")
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError unless a seed is one of those that all commands take."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
+
+
 def check_class_options(config: Any) -> None:
     """Raises UserError where a model samples by classes that it does not know."""
     sampling, num = config.sampling, config.num_classes

@@ -20,6 +20,7 @@ USAGE = """usage: jaxgen COMMAND ...
 
   jaxgen train MODEL [options]   train, or continue, a run        (jaxgen train vae --help)
   jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
+  jaxgen edit RUN --task TASK    colour, fill in or enlarge photos (jaxgen edit --help)
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
   jaxgen diagnose RUN [options]  what is wrong with it, and what mends it (jaxgen diagnose --help)
   jaxgen compare RUN RUN ...     whether they differ, and by how much (jaxgen compare --help)
@@ -145,8 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "train": _train,
-        "sample": _sample,
-        "evaluate": _evaluate,
+        "sample": functools.partial(_use, "sample", SampleOptions),
+        "edit": _edit,
+        "evaluate": functools.partial(_use, "evaluate", EvaluateOptions),
         "diagnose": _diagnose,
         "compare": _compare,
         "bench": _bench,
@@ -331,18 +333,18 @@ def _parse_config(
     return config, parsed.run, getattr(parsed, "launch", None)
 
 
-def _sample(argv: list[str]) -> int:
-    parsed = parsing.parse_use(SampleOptions, argv, "jaxgen sample")
+def _use(name: str, options: Any, argv: list[str]) -> int:
+    """A command on a run: its own options, and what the run's model lets one choose."""
+    parsed = parsing.parse_use(options, argv, f"jaxgen {name}")
     from jaxgen import commands
 
-    return commands.sample(*parsed)
+    return getattr(commands, name)(*parsed)
 
 
-def _evaluate(argv: list[str]) -> int:
-    parsed = parsing.parse_use(EvaluateOptions, argv, "jaxgen evaluate")
-    from jaxgen import commands
+def _edit(argv: list[str]) -> int:
+    from jaxgen import editing
 
-    return commands.evaluate(*parsed)
+    return editing.edit(*parsing.parse_use(editing.EditOptions, argv, "jaxgen edit"))
 
 
 def _diagnose(argv: list[str]) -> int:

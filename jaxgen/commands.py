@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
-from jaxgen._checks import RunError, UserError
+from jaxgen._checks import RunError, UserError, check_seed
 from jaxgen.bench import plan as planning
 from jaxgen.bench import throughput
 from jaxgen.evaluate import judgement, likelihood, quality, tables
@@ -50,7 +50,7 @@ def train(config: configs.RunConfig, options: Any, launch: processes.Launch) -> 
         )
     if options.num_seeds < 1:
         raise UserError(f"--num-seeds must be at least 1, got {options.num_seeds}")
-    rundir.check_seed(config.train.seed + options.num_seeds - 1)
+    check_seed(config.train.seed + options.num_seeds - 1)
     processes.start(launch)
     parallel.count_cpu_as(config.train.devices)
     latents.ensure(config.data)
@@ -163,7 +163,7 @@ def sample(options: Any, sampling: Any = None) -> int:
     """
     if options.num < 1:
         raise UserError(f"--num must be at least 1, got {options.num}")
-    rundir.check_seed(options.seed)
+    check_seed(options.seed)
     shown = medium.of(rundir.RunFolder(options.run).read_config().model)
     out = options.out or options.run / f"sample{shown.suffixes[0]}"
     if out.suffix not in shown.suffixes:

@@ -42,6 +42,7 @@ jaxtyping.install_import_hook(
             "averaging",
             "bijectors",
             "mixtures",
+            "operators",
             "probability_flow",
             "samplers",
             "schedules",

@@ -21,6 +21,7 @@ OTHERS = ("sklearn", "matplotlib", "PIL", "tyro", "rich", "chex", "array_record"
         "jaxgen.augmentation",
         "jaxgen.averaging",
         "jaxgen.mixtures",
+        "jaxgen.operators",
         "jaxgen.verify",
         "jaxgen",
     ],

@@ -60,7 +60,12 @@ def trained(tmp_path_factory):
     return train
 
 
-OWN = {"diffusion", "--sampler", "--likelihood"}  # words of commands of diffusion
+OWN = {
+    "diffusion",
+    "edit",
+    "--sampler",
+    "--likelihood",
+}  # words of commands of diffusion
 
 
 def family(words):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen import data
-from jaxgen._checks import UserError
+from jaxgen._checks import UserError, check_seed
 from jaxgen.evaluate import (
     annealed,
     calibration,
@@ -46,7 +46,7 @@ def opened(options: Any, sampling: Any) -> tuple[session.Loaded, data.Dataset]:
     Raises:
         UserError: if one of them fits nothing, or the data are of another shape.
     """
-    rundir.check_seed(options.seed)
+    check_seed(options.seed)
     loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
     config = loaded.config.data
     if options.data_dir is not None:

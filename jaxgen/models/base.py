@@ -150,6 +150,9 @@ class Model(NamedTuple):
         collapse: `the last NUM_LINES lines of metrics.jsonl -> evidence that the
             training has collapsed, or None`, where that is looked for. The lines then
             have the figures of `jaxgen.train.health`.
+        answer: `(params, z, keys, operator, y, *, method, ...) -> x`, samples of x given that
+            y = A x of `jaxgen.operators` is seen, by a model that was not trained for it;
+            or None. y is in the space of the data, `[B, h, w, c]`.
     """
 
     init: Callable[..., tuple[Params, Any]]
@@ -163,6 +166,7 @@ class Model(NamedTuple):
     views: tuple[tuple[str, Callable[..., Array]], ...] = ()
     curves: tuple[Curve, ...] = ()
     collapse: Callable[[Sequence[Mapping[str, Any]]], str | None] | None = None
+    answer: Callable[..., Array] | None = None
 
 
 def example_keys(key: Array, batch: Batch) -> Array:

@@ -23,6 +23,7 @@ from jax import Array
 from jaxgen import probability_flow, schedules
 from jaxgen.losses import diffusion as losses
 from jaxgen.losses import meanflow
+from jaxgen.models import diffusion_answers as answers
 from jaxgen.models import diffusion_denoiser as net
 from jaxgen.models import diffusion_sampling as sampling
 from jaxgen.models.base import (
@@ -87,6 +88,10 @@ def make_diffusion(config: DiffusionConfig) -> Model:
             sampling.film(config),
         ),
     )
+
+    def answer(params: Any, *arguments: Any, **options: Any) -> Array:
+        return answers.answered(config, params["denoiser"], *arguments, **options)
+
     return Model(
         init=lambda key, batch: ({"denoiser": net.init(config, key, batch)}, ()),
         players=(Player("denoiser", objective, unit="weighted squared error"),),
@@ -98,6 +103,8 @@ def make_diffusion(config: DiffusionConfig) -> Model:
         ),
         density="continuous" if of_images else "other",
         views=views if of_images else (),
+        # A mean flow has no chain of estimates that could be led.
+        answer=answer if of_images and not config.one_step else None,
         curves=(
             Curve(
                 "error of the estimate of x_0 by noise level, on test "

@@ -24,7 +24,7 @@ def sampled(
     keep: bool = False,
 ) -> samplers.Chain:
     """The chain from the latent z `[B, H, W, C]` of N(0, I) to data."""
-    sampling, (name, num_steps) = config.sampling, _sampler(config)
+    name, num_steps = _sampler(config)
     label_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     label = labels(config, condition, label_keys)
     if name == "mean_flow":
@@ -32,19 +32,23 @@ def sampled(
         times = jnp.linspace(1.0, 0.0, num_steps + 1)
         return samplers.Chain(meanflow.mean_flow_sample(velocity, z, times=times), None)
     schedule, times = path(config)
-    knobs = {"ddim": {"eta": sampling.eta}, "stochastic": {"churn": sampling.churn}}
-    return samplers.SAMPLERS[name](
-        _guided(config, params, label, schedule),
-        z * net.latent_scale(params, schedule),
-        keys,
-        schedule=schedule,
-        times=times,
-        keep=keep,
-        **knobs.get(name, {}),
+    denoise = guided(config, params, label, schedule)
+    x = z * net.latent_scale(params, schedule)
+    return by_sampler(
+        config, denoise, x, keys, schedule=schedule, times=times, keep=keep
     )
 
 
-def _guided(
+def by_sampler(
+    config: DiffusionConfig, denoise: net.Denoise, x: Array, keys: Array, **options: Any
+) -> samplers.Chain:
+    """The chain of any denoiser by the sampler of the config, with its knobs."""
+    sampling, name = config.sampling, _sampler(config)[0]
+    knobs = {"ddim": {"eta": sampling.eta}, "stochastic": {"churn": sampling.churn}}
+    return samplers.SAMPLERS[name](denoise, x, keys, **options, **knobs.get(name, {}))
+
+
+def guided(
     config: DiffusionConfig,
     params: Any,
     label: Array | None,

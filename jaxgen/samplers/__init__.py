@@ -15,8 +15,19 @@ to alpha = 1, sigma = 0, where x is the estimate itself; without it the chain en
 times[-1], where sigma may be 0 then. With `keep` the chain holds the estimates of all
 steps, for a film strip. N times cost N calls of `denoise`, with `heun` and `stochastic`
 2 N - 1; the time to compile does not grow with N.
+
+`jaxgen.samplers.conditional` has those of x given a part of it, y = A x, and tells what
+each of them takes for the truth: `pseudo_inverse_guided` and `moment_guided` make such a
+denoiser of one that knows of no y, `dps`, `replacement` and `repaint` are samplers.
 """
 
+from jaxgen.samplers.conditional import (
+    dps,
+    moment_guided,
+    pseudo_inverse_guided,
+    repaint,
+    replacement,
+)
 from jaxgen.samplers.methods import (
     SAMPLERS,
     ddim,
@@ -37,9 +48,14 @@ __all__ = [
     "ddim",
     "ddpm",
     "dpmpp_2m",
+    "dps",
     "euler",
     "guided",
     "heun",
     "invert",
+    "moment_guided",
+    "pseudo_inverse_guided",
+    "repaint",
+    "replacement",
     "stochastic",
 ]

@@ -1,5 +1,6 @@
 """The samplers themselves; `jaxgen.samplers` tells what they have in common."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -54,11 +55,12 @@ def ddpm(
     _checks.check_in("ddpm", "variance", variance, ("small", "large"))
 
     def noise_std(here: Level, there: Level) -> tuple[Array, Array]:
-        share = steps.new_share(here, there)
-        sigma = here.sigma if variance == "large" else there.sigma
-        return there.sigma * jnp.sqrt(1 - share), sigma * jnp.sqrt(share)
+        kept, new = steps.noise_std(here, there)
+        if variance == "large":
+            new = here.sigma * jnp.sqrt(steps.new_share(here, there))
+        return kept, new
 
-    step = steps.ancestral(_given("ddpm", keys), noise_std)
+    step = steps.ancestral(steps.given("ddpm", keys), noise_std)
     return steps.run("ddpm", step, denoise, x, schedule, times, clean=clean, keep=keep)
 
 
@@ -98,13 +100,10 @@ def ddim(
     if not 0 <= eta <= 1:
         raise ValueError(f"ddim: eta must be in [0, 1], got {eta}; 1 is ddpm.")
 
-    def noise_std(here: Level, there: Level) -> tuple[Array, Array]:
-        share = eta**2 * steps.new_share(here, there)
-        return there.sigma * jnp.sqrt(1 - share), there.sigma * jnp.sqrt(share)
-
     step = steps.euler
     if eta > 0:
-        step = steps.ancestral(_given("ddim", keys), noise_std)
+        noise_std = functools.partial(steps.noise_std, eta=eta)
+        step = steps.ancestral(steps.given("ddim", keys), noise_std)
     return steps.run("ddim", step, denoise, x, schedule, times, clean=clean, keep=keep)
 
 
@@ -219,7 +218,7 @@ def stochastic(
     """
     if churn < 0:
         raise ValueError(f"stochastic: churn must not be negative, got {churn}.")
-    keys = _given("stochastic", keys)
+    keys = steps.given("stochastic", keys)
     growth = 1 + min(churn / max(np.size(times), 1), math.sqrt(2) - 1)
 
     def noised(x: Array, level: Level) -> tuple[Array, Level]:
@@ -304,10 +303,3 @@ SAMPLERS: Mapping[str, Callable[..., Chain]] = MappingProxyType(
 
 def _where(condition: Array, chosen: Any, other: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)
-
-
-def _given(name: str, keys: Keys) -> Array:
-    """The keys, or ValueError if there are none."""
-    if keys is None:
-        raise ValueError(f"{name}: keys must be [B], one per example, got None.")
-    return keys

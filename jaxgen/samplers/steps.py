@@ -164,6 +164,19 @@ def new_share(here: Level, there: Level) -> Array:
     return -jnp.expm1(here.log_snr - there.log_snr)
 
 
+def noise_std(here: Level, there: Level, *, eta: float = 1.0) -> tuple[Array, Array]:
+    """What DDIM keeps of eps, and its new noise; of eta = 1 those of q(x_s | x_t, x_0)."""
+    share = eta**2 * new_share(here, there)
+    return there.sigma * jnp.sqrt(1 - share), there.sigma * jnp.sqrt(share)
+
+
+def given(name: str, keys: Keys) -> Array:
+    """The keys, or ValueError if there are none."""
+    if keys is None:
+        raise ValueError(f"{name}: keys must be [B], one per example, got None.")
+    return keys
+
+
 def noise(keys: Array, level: Level, x: Array) -> Array:
     """Standard normal noise `[B, ...]`, another for each example and each level."""
 

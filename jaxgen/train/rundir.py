@@ -207,12 +207,6 @@ def find_or_claim(root: Path, config: configs.RunConfig) -> Path:
             return path
 
 
-def check_seed(seed: int) -> None:
-    """Raises UserError for a seed that no key is made of."""
-    if not 0 <= seed < 2**31:
-        raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
-
-
 def environment() -> dict[str, Any]:
     """Versions, machine, device and command of this process."""
     versions = {}
