@@ -22,7 +22,7 @@ SPREAD = 2**31 - 1  # what an example's key is folded with for its rounded value
 def to_inside(config: VAEConfig, x: Array, keys: Array) -> tuple[Array, Array]:
     """Data as a batch has them, inside, and the log-determinant of the way, `[B]`."""
     if config.columns is None:
-        return x, bijectors.no_change(x)
+        return x, bijectors.no_change(jnp.asarray(x))
     own = jax.vmap(jax.random.fold_in, (0, None))(keys, SPREAD)  # not those of z
     x, log_det = columns.to_line(config.columns).to_latent(
         (), columns.spread(config.columns, x, own)
