@@ -293,6 +293,21 @@ def test_evaluation_has_every_figure_with_all_that_belongs_to_it():
     assert told["memorisation"]["num_train"] == 300
 
 
+def test_a_figure_that_is_not_finite_is_null(monkeypatch):
+    """Never 0, which would read as a perfect distance."""
+    nothing = quality.Interval(np.nan, np.nan, np.inf)
+    told = quality.Measured(dict.fromkeys(quality.BETTER, nothing), 0.5)
+    monkeypatch.setattr(quality, "measure", lambda *x, **options: told)
+    x = np.zeros((20, 2))
+    places = np.arange(20)
+    compared = quality.Compared(
+        real=x, fake=x, floor=x, ceiling=x, train=x, places=places
+    )
+    for entry in quality.figures(compared, {}).values():
+        for name in ("value", "low", "high", "floor", "ceiling"):
+            assert entry[name] is None
+
+
 def test_as_many_samples_as_test_examples_are_drawn_and_no_more():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 200, (300, 2, 2, 1)).astype(np.uint8)
