@@ -237,6 +237,18 @@ def test_array_source_says_what_is_wrong():
         ArraySource(np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"label must have shape \(2,\)"):
         ArraySource(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(3))
+    for condition in (np.zeros((2, 1, 2, 3), np.uint8), np.zeros((2, 1, 1, 3))):
+        with pytest.raises(
+            ValueError, match=r"condition must be uint8 \[2, 1, 1, 'K'\]"
+        ):
+            ArraySource(np.zeros((2, 1, 1, 1), np.uint8), condition=condition)
+
+
+def test_array_source_takes_conditions():
+    x = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+    source = ArraySource(x, condition=np.repeat(x, 2, axis=-1) + 1)
+    taken = source.take(np.array([2, 0]))
+    np.testing.assert_array_equal(taken["condition"][..., 1:], taken["x"] + 1)
 
 
 def test_hold_out_is_disjoint_complete_and_fixed():

@@ -28,6 +28,7 @@ class Source(Protocol):
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Of images `{"x": uint8 [B, H, W, C]}` and, if any, `"label": int32 [B]`.
 
+        Of clips also `"condition": uint8 [B, H, W, K]`, what is given with each frame.
         Of rows `{"x": float32 [B, C]}` and, if any, `"weight": float32 [B]`.
         """
         ...
@@ -66,6 +67,7 @@ class ArraySource:
         x: Images, uint8 `[N, H, W, C]`, or rows, float32 `[N, C]`.
         label: int32 `[N]`, or None.
         weight: float32 `[N]`, or None.
+        condition: What is given with each image, uint8 `[N, H, W, K]`, or None.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ArraySource:
         x: np.ndarray,
         label: np.ndarray | None = None,
         weight: np.ndarray | None = None,
+        condition: np.ndarray | None = None,
     ):
         if (x.ndim, x.dtype) not in ((4, np.uint8), (2, np.float32)):
             raise ValueError(
@@ -92,6 +95,14 @@ class ArraySource:
                     f"example, got {array.shape}; pass {name}=None where there are none."
                 )
             self.arrays[name] = array.astype(dtype, copy=False)
+        if condition is not None:
+            wrong = condition.dtype != np.uint8 or condition.ndim != 4
+            if wrong or condition.shape[:-1] != x.shape[:-1]:
+                raise ValueError(
+                    f"ArraySource: condition must be uint8 {[*x.shape[:-1], 'K']}, got "
+                    f"{condition.dtype} {condition.shape}; give planes of the image's size."
+                )
+            self.arrays["condition"] = condition
         self.num_examples: int = x.shape[0]
         self.shape: tuple[int, ...] = x.shape[1:]
 
