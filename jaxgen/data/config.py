@@ -16,8 +16,8 @@ class DataConfig:
 
     name: Annotated[str, tyro.conf.arg(name="data")] = "digits"
     """digits, photos, folder:PATH, table:FILE.csv, stacked:SET (three grey images as the
-    channels of one), latents:RUN (encodings of a run's training data), or a TFDS name such
-    as mnist (name/config too)."""
+    channels of one), latents:RUN (encodings of a run's training data), peg:2, peg:4 or
+    minatar:GAME (clips), or a TFDS name such as mnist (name/config too)."""
 
     data_dir: str | None = None
     """Where prepared TFDS sets lie, or one prepared set itself; default

@@ -12,6 +12,8 @@ from jaxgen.data import (
     cache,
     folder,
     latents,
+    minatar,
+    peg,
     prepared,
     stacked,
     table_files,
@@ -30,6 +32,7 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
 
 MAX_DECODED_BYTES = 256 * 2**20
 _FOLDER = "folder:"
+_CLIPS = (peg.PREFIX, minatar.PREFIX)
 
 
 def open_dataset(
@@ -62,6 +65,8 @@ def open_dataset(
         )
     elif config.name.startswith(latents.PREFIX):
         dataset = latents.open_latents(config.name)
+    elif config.name.startswith(_CLIPS):
+        dataset = _open_clips(config.name)
     elif config.name in DATASETS:
         dataset = _open_builtin(config)
     else:
@@ -82,6 +87,8 @@ def described() -> dict[str, str]:
         "table:FILE.csv": "Rows of numbers below a header; comma, semicolon or tab.",
         "latents:RUN": "The encodings of a run's training data as rows, for --prior-run.",
         "stacked:SET": "Three grey images of a labelled set as the channels of one.",
+        "peg:2, peg:4": "Clips: a ball meets a peg and goes one of 2 or 4 ways.",
+        "minatar:GAME": f"Clips of random play: {', '.join(minatar.GAMES)}.",
         "NAME": "Any TFDS set that is prepared under --data-dir, such as mnist.",
     }
 
@@ -100,6 +107,8 @@ def _check(config: DataConfig) -> None:
         raise UserError(
             f"--transform none is for tables, {config.name} holds images; leave it out"
         )
+    if config.name.startswith(_CLIPS):
+        _check_for_clips(config)
     if config.channels not in (None, 1, 3):
         raise UserError(
             f"channels: got {config.channels}, expected 1 (grey) or 3 (RGB); leave it "
@@ -128,6 +137,29 @@ def _check_for_table(config: DataConfig) -> None:
             raise UserError(
                 f"--{option} is for images, {config.name} holds rows; leave it out"
             )
+
+
+def _check_for_clips(config: DataConfig) -> None:
+    wrong = {
+        "image-size": config.image_size is not None,
+        "channels": config.channels is not None,
+        "transform static": config.transform == "static",
+    }
+    for option, is_given in wrong.items():
+        if is_given:
+            raise UserError(
+                f"--{option} would leave the past frames of {config.name} as they are; "
+                "leave it out"
+            )
+
+
+def _open_clips(name: str) -> Dataset:
+    if name.startswith(peg.PREFIX):
+        return peg.open_peg(name)
+    game = minatar.find(name)
+    version = minatar.version(name)
+    key = cache.make_key(kind="clips", name=name, game=game, version=version)
+    return _cached(key, lambda: minatar.open_minatar(name))
 
 
 def _open_builtin(config: DataConfig) -> Dataset:
@@ -230,10 +262,14 @@ def _cached(key: str, build: Callable[[], Dataset]) -> Dataset:
 
 
 def _from_entry(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Dataset:
+    splits = {"train": {}, "test": {}}
+    for name, array in arrays.items():
+        split, _, kind = name.partition("_")
+        splits[split][kind] = array
     return Dataset(
         name=meta["name"],
-        train=ArraySource(arrays["train_x"], arrays.get("train_label")),
-        test=ArraySource(arrays["test_x"], arrays.get("test_label")),
+        train=ArraySource(**splits["train"]),
+        test=ArraySource(**splits["test"]),
         shape=tuple(meta["shape"]),
         num_classes=meta["num_classes"],
         notes=tuple(meta["notes"]),

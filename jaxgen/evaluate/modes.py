@@ -28,12 +28,15 @@ def near_centres(
     return {"good_share": float(is_good.mean()), **told}
 
 
-def of_labels(labels: np.ndarray, num_modes: int) -> dict[str, Any]:
-    """Modes of data whose modes are equally likely, and known for each sample.
+def of_labels(
+    labels: np.ndarray, num_modes: int, probabilities: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Modes of data whose modes are known for each sample.
 
     Args:
         labels: The mode of each sample, `[N]` in 0 .. num_modes - 1.
         num_modes: K.
+        probabilities: Of the modes, `[K]`, above 0; None where they are equally likely.
 
     Returns:
         `modes`: how many have a sample; `reverse_kl`: KL(samples || data) of the modes'
@@ -44,9 +47,12 @@ def of_labels(labels: np.ndarray, num_modes: int) -> dict[str, Any]:
     num = len(labels)
     if not num:
         return {"modes": 0, "reverse_kl": np.inf, "reverse_kl_floor": np.inf}
-    shares = counts[counts > 0] / num
+    if probabilities is None:
+        probabilities = np.full(num_modes, 1 / num_modes)
+    seen = counts > 0
+    shares = counts[seen] / num
     return {
-        "modes": int(np.sum(counts > 0)),
-        "reverse_kl": float(np.sum(shares * np.log(shares * num_modes))),
+        "modes": int(np.sum(seen)),
+        "reverse_kl": float(np.sum(shares * np.log(shares / probabilities[seen]))),
         "reverse_kl_floor": (num_modes - 1) / (2 * num),
     }
