@@ -106,25 +106,22 @@ def open_minatar(name: str) -> Dataset:
     """
     game = find(name)
     version(name)
-    splits = []
-    for stream, num in enumerate((NUM_TRAIN, NUM_TEST)):
-        keys = jax.random.split(jax.random.key(_SEED + stream), num)
-        past, actions, following = play(game, keys, num_kept=NUM_KEPT)
-        condition = clips.stacked(to_image(past), actions)
-        splits.append(ArraySource(to_image(following), condition=condition))
-    train, test = splits
-    colours = _codes(len(game.channels))[0]
-    told = ", ".join(
-        f"{channel} {'+'.join(c for c, w in zip(('red', 'green', 'blue'), row, strict=True) if w)}"
-        for channel, row in zip(game.channels, colours, strict=True)
-    )
+    keys = [
+        jax.random.split(jax.random.key(_SEED + stream), num)
+        for stream, num in enumerate((NUM_TRAIN, NUM_TEST))
+    ]
+    past, actions, following = play(game, jnp.concatenate(keys), num_kept=NUM_KEPT)
+    x, condition = to_image(following), clips.stacked(to_image(past), actions)
+    border = NUM_TRAIN * NUM_KEPT
+    train = ArraySource(x[:border], condition=condition[:border])
+    test = ArraySource(x[border:], condition=condition[border:])
     return Dataset(
         name=name,
         train=train,
         test=test,
         shape=train.shape,
         num_classes=None,
-        notes=(f"channels are digits of colours: {told}",),
+        notes=(f"channels are digits of colours: {_colours(game)}",),
     )
 
 
@@ -198,6 +195,11 @@ def to_channels(image: np.ndarray, num_channels: int) -> np.ndarray:
     digits = np.clip(np.round(image / scale * top), 0, top).astype(np.int64)
     component, weight = weights.argmax(axis=1), weights.max(axis=1)
     return digits[..., component] & weight > 0
+
+
+def _colours(game: Game) -> str:
+    colours = ("red", "green", "blue")
+    return ", ".join(f"{name} {colours[i % 3]}" for i, name in enumerate(game.channels))
 
 
 def _codes(num_channels: int) -> tuple[np.ndarray, np.ndarray]:
