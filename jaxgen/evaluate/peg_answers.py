@@ -97,4 +97,4 @@ def _patterns() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     balls, pegs = balls * peg.BALL_LEVEL / 255, pegs.reshape(-1, peg.SIDE**2)
     norms = np.sum(balls**2, axis=1) + np.sum(pegs**2, axis=1)[:, None]
     norms = norms + 2 * pegs @ balls.T
-    return tuple(a.astype(np.float32) for a in (balls, pegs, norms))
+    return balls.astype(np.float32), pegs.astype(np.float32), norms.astype(np.float32)
