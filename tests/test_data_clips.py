@@ -309,7 +309,7 @@ def marked(name):
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(marked, minatar.GAMES))
+@pytest.mark.parametrize("name", [marked(name) for name in minatar.GAMES])
 def test_minatar_games_have_their_channels_and_past(name, monkeypatch):
     """With every frame kept, the past of each is what came before it."""
     monkeypatch.setattr(minatar, "EVERY", 1)
