@@ -1,4 +1,4 @@
-"""Losses of the four families: pure functions from arrays to `[B]` nats.
+"""Losses of the families: pure functions from arrays to `[B]` nats.
 
 One module per family; each teaches its own. Nothing here knows a network, a parameter
 tree or a file, so any JAX code can use them:
@@ -8,6 +8,24 @@ tree or a file, so any JAX code can use them:
     loss = vae.negative_elbo(log_likelihood, vae.kl_standard_normal(mu, log_var)).mean()
 """
 
-from jaxgen.losses import balance, diffusion, flow, gan, meanflow, penalties, vae
+from jaxgen.losses import (
+    balance,
+    diffusion,
+    flow,
+    gan,
+    masked,
+    meanflow,
+    penalties,
+    vae,
+)
 
-__all__ = ["balance", "diffusion", "flow", "gan", "meanflow", "penalties", "vae"]
+__all__ = [
+    "balance",
+    "diffusion",
+    "flow",
+    "gan",
+    "masked",
+    "meanflow",
+    "penalties",
+    "vae",
+]

@@ -16,6 +16,7 @@ times[-1], where sigma may be 0 then. With `keep` the chain holds the estimates 
 steps, for a film strip. N times cost N calls of `denoise`, with `heun` and `stochastic`
 2 N - 1; the time to compile does not grow with N.
 
+`jaxgen.samplers.masked.revealed` is the sampler of masked diffusion, of tokens.
 `jaxgen.samplers.conditional` has those of x given a part of it, y = A x, and tells what
 each of them takes for the truth: `pseudo_inverse_guided` and `moment_guided` make such a
 denoiser of one that knows of no y, `dps`, `replacement` and `repaint` are samplers.

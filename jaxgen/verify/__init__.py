@@ -21,7 +21,7 @@ from types import MappingProxyType
 import jax
 
 from jaxgen import _checks
-from jaxgen.verify import diffusion, flow, gan, vae
+from jaxgen.verify import diffusion, flow, gan, masked, vae
 from jaxgen.verify.diffusion import schedule
 from jaxgen.verify.flow import bijector
 from jaxgen.verify.gan import Optimum, gan_loss
@@ -47,6 +47,7 @@ ORACLES: Mapping[str, tuple[Callable[[], Records], ...]] = MappingProxyType(
         "gan": gan.ORACLES,
         "flow": flow.ORACLES,
         "diffusion": diffusion.ORACLES,
+        "masked": masked.ORACLES,
     }
 )
 
