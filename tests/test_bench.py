@@ -61,7 +61,7 @@ def test_bench_refuses_an_unknown_model_and_option(capsys):
     assert call(capsys, "bench", "vea")[::2] == (
         2,
         "jaxgen: unknown model 'vea'; did you mean 'vae'? (choose from diffusion, flow, "
-        "gan, vae)\n",
+        "gan, masked, vae)\n",
     )
     status, _, err = call(capsys, "bench", "vae", "--repeat", "3")
     assert status == 2

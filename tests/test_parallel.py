@@ -13,7 +13,7 @@ import toys
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.losses import balance
-from jaxgen.models import diffusion, flow, gan, vae
+from jaxgen.models import diffusion, flow, gan, masked, vae
 from jaxgen.models.base import Aux, Model, Player, example_keys
 from jaxgen.train import parallel, update
 
@@ -65,6 +65,11 @@ def small_gan():
     return gan.make_gan(gan.resolve(config, (4, 4, 1), None, 3)[0])
 
 
+def small_masked():
+    config = masked.MaskedConfig(width=8, depth=1, head_width=4)
+    return masked.make_masked(masked.resolve(config, (12,), None)[0])
+
+
 def linear_gan():
     """A GAN of two linear players with latent noise, so that examples differ."""
 
@@ -112,6 +117,7 @@ MODELS = {
     "flow": (small_flow, (4, 4, 1)),
     "table": (table_flow, (3,)),
     "gan": (small_gan, (4, 4, 1)),
+    "masked": (small_masked, (12,)),
     "linear_gan": (linear_gan, (4, 4, 1)),
     "dirac": (toys.dirac_gan, (1, 1, 1)),
 }
@@ -125,13 +131,20 @@ AVERAGES = {
     "flow": {"ema_half_life": 0.2},
     "table": {"ema_half_life": 0.2},
     "gan": {"ema_half_life": 0.2},
+    "masked": {"ema_half_life": 0.2},
     "linear_gan": {"ema_widths": (0.05, 0.1)},
     "dirac": {},
 }
 
 
 # Twenty updates of a network with norms, attention or sines make more of rounding.
-TOLERANCES = {"diffusion": 3e-4, "flow": 3e-4, "table": 3e-4, "gan": 1e-4}
+TOLERANCES = {
+    "diffusion": 3e-4,
+    "flow": 3e-4,
+    "table": 3e-4,
+    "gan": 1e-4,
+    "masked": 3e-4,
+}
 
 
 def fetch(resident, item):
@@ -163,6 +176,8 @@ def train(name, *, kind="sharded", devices=1, num_steps=1, num_parts=1):
         axis_name=layout.axis_name,
     )
     x = jax.random.uniform(jax.random.key(1), (NUM, *shape))
+    if name == "masked":
+        x = (256 * x).astype(jnp.int32)
     num_averages = len(AVERAGES[name].get("ema_widths", "1"))
     state = update.init_state(
         model, optimizers, jax.random.key(0), {"x": x}, num_averages=num_averages
@@ -243,6 +258,7 @@ QUICK = {
     ("balanced", "4 parts"),
     ("linear_gan", "fsdp, 8 steps, 2 parts"),
     ("linear_gan", "4 parts"),
+    ("masked", "sharded"),
     ("dirac", "sharded on 2, 3 steps"),
     ("dirac", "automatic"),
 }

@@ -22,13 +22,24 @@ SMALL = {
     "diffusion": {"widths": (8,), "blocks": 1},
     "flow": {"width": 8, "layers": 1, "bins": 4},
     "gan": {"width": 8, "latent_dim": 4},
+    "masked": {"width": 16, "depth": 1},
 }
+SHAPES = {"texts": (12,), "images": SHAPE}
+
+
+def shape_of(family):
+    return SHAPES[models.FAMILIES[family].examples[0]]
+
+
+def examples(family, num):
+    x = jax.random.uniform(jax.random.key(0), (num, *shape_of(family)))
+    return (255 * x).astype(jnp.int32) if x.ndim == 2 else x.round(1)
 
 
 def bound(family, **train):
     cls = models.FAMILIES[family].config_class
-    small = SMALL.get(family, {})
-    model, transform = models.FAMILIES[family].resolve(cls(**small), SHAPE, None)
+    small, shape = SMALL.get(family, {}), shape_of(family)
+    model, transform = models.FAMILIES[family].resolve(cls(**small), shape, None)
     config = configs.RunConfig(
         family=family,
         model=model,
@@ -42,7 +53,7 @@ def bound(family, **train):
 def test_family_goes_from_init_to_views(family):
     made = bound(family, clip_norm=1.0)
     model = made.model
-    x = jax.random.uniform(jax.random.key(0), (8, *SHAPE)).round(1)
+    x = examples(family, 8)
     state = jax.jit(
         lambda key: update.init_state(model, made.optimizers, key, {"x": x})
     )(jax.random.key(1))
@@ -60,7 +71,7 @@ def test_family_goes_from_init_to_views(family):
     keys = indexed_keys(jax.random.key(3), jnp.arange(5))
     z = model.prior(keys)
     images = jax.jit(model.generate)(state.ema, z, keys)
-    assert images.shape == (5, *SHAPE)
+    assert images.shape == (5, *shape_of(family))
     np.testing.assert_allclose(model.prior(keys[3:]), z[3:], rtol=1e-6)
     if model.encode is not None:
         encoded = jax.jit(model.encode)(state.ema, x[:5], keys)

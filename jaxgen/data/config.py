@@ -5,19 +5,19 @@ from typing import Annotated, Literal
 
 import tyro
 
-Transform = Literal["levels", "binarise", "static", "dequantise", "none"]
+Transform = Literal["levels", "binarise", "static", "dequantise", "none", "bytes"]
 IMAGE_TRANSFORMS: tuple[Transform, ...] = ("levels", "binarise", "static", "dequantise")
-TRANSFORMS: tuple[Transform, ...] = (*IMAGE_TRANSFORMS, "none")
+TRANSFORMS: tuple[Transform, ...] = (*IMAGE_TRANSFORMS, "none", "bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, of which size, and how their 256 levels become numbers; or a table."""
+    """Which images, of which size, and how their 256 levels become numbers; a table; a text."""
 
     name: Annotated[str, tyro.conf.arg(name="data")] = "digits"
-    """digits, photos, folder:PATH, table:FILE.csv, stacked:SET (three grey images as the
-    channels of one), latents:RUN (encodings of a run's training data), peg:2, peg:4 or
-    minatar:GAME (clips), or a TFDS name such as mnist (name/config too)."""
+    """digits, photos, folder:PATH, table:FILE.csv, text:FILE, text:pydoc, stacked:SET (three
+    grey images as the channels of one), latents:RUN (encodings of a run's training data), or
+    a TFDS name such as mnist (name/config too)."""
 
     data_dir: str | None = None
     """Where prepared TFDS sets lie, or one prepared set itself; default
@@ -34,10 +34,13 @@ class DataConfig:
     transform: Transform | None = None
     """levels k/255; binarise: a fresh Bernoulli(k/255) draw each step; static: one
     fixed such draw per image; dequantise: (k + u)/256; none: the rows of a table as they
-    are; default: as the model needs."""
+    are; bytes: those of a text; default: as the model needs."""
 
     columns: tuple[str, ...] = ()
     """What columns of a table are, each as NAME=KIND: real, positive, bounded:LOW:HIGH or
     angle:LOW:HIGH, then perhaps ,step:S (of rounded values; 0 for none); NAME=context or
     NAME=context,KIND for one that is given, not modelled; NAME=weight; NAME=skip.
     Default: as the values look."""
+
+    length: int | None = None
+    """Bytes of a window of a text, one example; default 128."""

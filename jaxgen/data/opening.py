@@ -18,6 +18,7 @@ from jaxgen.data import (
     stacked,
     table_files,
     tables,
+    texts,
 )
 from jaxgen.data.config import TRANSFORMS, DataConfig
 from jaxgen.data.images import conform_array
@@ -65,8 +66,8 @@ def open_dataset(
         )
     elif config.name.startswith(latents.PREFIX):
         dataset = latents.open_latents(config.name)
-    elif config.name.startswith(_CLIPS):
-        dataset = _open_clips(config.name)
+    elif config.name.startswith(texts.PREFIX):
+        dataset = texts.open_text(config.name, config.length)
     elif config.name in DATASETS:
         dataset = _open_builtin(config)
     else:
@@ -82,9 +83,11 @@ def described() -> dict[str, str]:
     """What `--data` takes, with a line each."""
     lines = {n: (make.__doc__ or "").split("\n")[0] for n, make in DATASETS.items()}
     lines |= {f"{tables.PREFIX}{n}": line for n, line in table_files.BUNDLED.items()}
+    lines |= {f"{texts.PREFIX}{n}": line for n, line in texts.BUNDLED.items()}
     return lines | {
         "folder:PATH": "A folder of images of any size and mode.",
         "table:FILE.csv": "Rows of numbers below a header; comma, semicolon or tab.",
+        "text:FILE": "Windows of a file's bytes.",
         "latents:RUN": "The encodings of a run's training data as rows, for --prior-run.",
         "stacked:SET": "Three grey images of a labelled set as the channels of one.",
         "peg:2, peg:4": "Clips: a ball meets a peg and goes one of 2 or 4 ways.",
@@ -96,16 +99,23 @@ def described() -> dict[str, str]:
 def _check(config: DataConfig) -> None:
     if config.name.startswith(latents.PREFIX) and config.columns:
         raise UserError(f"--columns: those of {config.name} are all real; leave it out")
+    if config.length is not None and not config.name.startswith(texts.PREFIX):
+        raise UserError(f"--length is for texts, {config.name} is none; leave it out")
     if config.name.startswith((tables.PREFIX, latents.PREFIX)):
-        _check_for_table(config)
+        _check_no_image(config, "rows", "none")
+    elif config.name.startswith(texts.PREFIX):
+        _check_no_image(config, "texts", "bytes")
+        texts.check(config)
     elif config.columns:
         raise UserError(
             f"--columns: {config.name} holds images; leave it out, or give --data "
             "table:FILE.csv"
         )
-    elif config.transform == "none":
+    elif config.transform in ("none", "bytes"):
+        what = "tables" if config.transform == "none" else "texts"
         raise UserError(
-            f"--transform none is for tables, {config.name} holds images; leave it out"
+            f"--transform {config.transform} is for {what}, {config.name} holds images; "
+            "leave it out"
         )
     if config.name.startswith(_CLIPS):
         _check_for_clips(config)
@@ -126,16 +136,16 @@ def _check(config: DataConfig) -> None:
             raise UserError(str(error)) from error
 
 
-def _check_for_table(config: DataConfig) -> None:
+def _check_no_image(config: DataConfig, what: str, transform: str) -> None:
     wrong = {
         "image-size": config.image_size is not None,
         "channels": config.channels is not None,
-        f"transform {config.transform}": config.transform not in (None, "none"),
+        f"transform {config.transform}": config.transform not in (None, transform),
     }
     for option, is_given in wrong.items():
         if is_given:
             raise UserError(
-                f"--{option} is for images, {config.name} holds rows; leave it out"
+                f"--{option} is for images, {config.name} holds {what}; leave it out"
             )
 
 

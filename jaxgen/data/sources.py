@@ -29,7 +29,8 @@ class Source(Protocol):
         """Of images `{"x": uint8 [B, H, W, C]}` and, if any, `"label": int32 [B]`.
 
         Of clips also `"condition": uint8 [B, H, W, K]`, what is given with each frame.
-        Of rows `{"x": float32 [B, C]}` and, if any, `"weight": float32 [B]`.
+        Of rows `{"x": float32 [B, C]}` and, if any, `"weight": float32 [B]`. Of texts
+        `{"x": uint8 [B, L]}`.
         """
         ...
 
@@ -41,7 +42,7 @@ class Dataset(NamedTuple):
         name: Of the set.
         train: What is trained on.
         test: What is judged by.
-        shape: Of an example: `(H, W, C)`, or `(C,)` of a table.
+        shape: Of an example: `(H, W, C)`, `(C,)` of a table, or `(L,)` of a text.
         num_classes: Of the labels, or None where there are none.
         notes: A line each.
         columns: Of a table; None where the examples are images.
@@ -59,12 +60,19 @@ class Dataset(NamedTuple):
     validation: Source | None = None
     parts: "Dataset | None" = None
 
+    @property
+    def kind(self) -> str:
+        """What the examples are: "images", "rows" of a table, or "texts"."""
+        if self.columns is not None:
+            return "rows"
+        return "texts" if len(self.shape) == 1 else "images"
+
 
 class ArraySource:
     """A split that lies in memory whole; `arrays` may be put on the device as it is.
 
     Args:
-        x: Images, uint8 `[N, H, W, C]`, or rows, float32 `[N, C]`.
+        x: Images, uint8 `[N, H, W, C]`, rows, float32 `[N, C]`, or texts, uint8 `[N, L]`.
         label: int32 `[N]`, or None.
         weight: float32 `[N]`, or None.
         condition: What is given with each image, uint8 `[N, H, W, K]`, or None.
@@ -77,10 +85,10 @@ class ArraySource:
         weight: np.ndarray | None = None,
         condition: np.ndarray | None = None,
     ):
-        if (x.ndim, x.dtype) not in ((4, np.uint8), (2, np.float32)):
+        if (x.ndim, x.dtype) not in ((4, np.uint8), (2, np.float32), (2, np.uint8)):
             raise ValueError(
-                "ArraySource: x must be uint8 [N, H, W, C] or float32 [N, C], got "
-                f"{x.dtype} {x.shape}; convert it first."
+                "ArraySource: x must be uint8 [N, H, W, C] or [N, L] or float32 [N, C], "
+                f"got {x.dtype} {x.shape}; convert it first."
             )
         self.arrays: dict[str, np.ndarray] = {"x": x}
         for name, array, dtype in (

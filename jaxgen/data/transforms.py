@@ -1,4 +1,4 @@
-"""From the 256 levels of a uint8 image, or a row, to what a model is trained on."""
+"""From the 256 levels of a uint8 image, a row or a text to what a model is trained on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Turns `batch["x"]` from uint8 to float32; pure, to be called inside the update.
 
-    "none": rows of a table, float32, pass unchanged. The others are for images.
+    "none": rows of a table, float32, pass unchanged. "bytes": those of a text, as int32.
+    The others are for images.
 
     "levels": k / 255. "binarise": a fresh draw of Bernoulli(k / 255); level 0 always
     gives 0 and level 255 always 1, and in between the probability is off by at most
@@ -36,10 +37,10 @@ def prepare(
         batch: `x` uint8 `[B, ...]` or, for "none", float32 `[B, C]`; perhaps `index`
             `[B]`; the rest passes unchanged.
         key: One key for the global batch.
-        transform: Which of the five.
+        transform: Which of the six.
 
     Returns:
-        The batch with `x` float32 of the same shape.
+        The batch with `x` float32, or int32 for "bytes", of the same shape.
     """
     check_in("prepare", "transform", transform, TRANSFORMS)
     x = jnp.asarray(batch["x"])
@@ -51,6 +52,8 @@ def prepare(
         )
     if transform == "none":
         return {**batch, "x": x}
+    if transform == "bytes":
+        return {**batch, "x": x.astype(jnp.int32)}
     index = jnp.asarray(batch["index"]) if "index" in batch else jnp.arange(len(x))
     if transform == "levels":
         prepared = x.astype(jnp.float32) / 255

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxgen.models import diffusion, flow, gan, vae
+from jaxgen.models import diffusion, flow, gan, masked, vae
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -33,6 +33,8 @@ class Family(NamedTuple):
             labels, `columns` where they are no table.
         make: `resolved config -> Model`.
         training: Where its defaults of training differ from those of `TrainConfig`.
+        examples: What it models, as `jaxgen.data.Dataset.kind` calls it.
+        data: Where its defaults of data differ from those of `DataConfig`.
     """
 
     summary: str
@@ -40,6 +42,8 @@ class Family(NamedTuple):
     resolve: Callable[..., tuple[Any, str]]
     make: Callable[[Any], Model]
     training: Mapping[str, Any] = MappingProxyType({})
+    examples: tuple[str, ...] = ("images", "rows")
+    data: Mapping[str, Any] = MappingProxyType({})
 
 
 FAMILIES = {
@@ -91,6 +95,23 @@ FAMILIES = {
             }
         ),
     ),
+    "masked": Family(
+        "masked diffusion of text: hidden bytes told in any order; or causally, to compare",
+        masked.MaskedConfig,
+        masked.resolve,
+        masked.make_masked,
+        MappingProxyType(
+            {
+                "batch_size": 64,
+                "optimizer": "muon",
+                "learning_rate": 4e-3,
+                "schedule": "linear",
+                "clip_norm": 1.0,
+            }
+        ),
+        examples=("texts",),
+        data=MappingProxyType({"name": "text:pydoc"}),
+    ),
     "vae": Family(
         "variational autoencoder: compressive latent, trained by a lower bound",
         vae.VAEConfig,
@@ -114,6 +135,7 @@ __all__ = [
     "flow",
     "gan",
     "indexed_keys",
+    "masked",
     "normal_prior",
     "sample_keys",
     "vae",

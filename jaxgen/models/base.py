@@ -1,10 +1,11 @@
-"""The contract of the four families.
+"""The contract of the families.
 
 A generative model is a known prior P(z), a generator x = G(z), and a way to train G.
 The families differ only in that last part, so one record of pure functions holds them
 all, and one update (`jaxgen.train.update.make_update`) trains them all.
 
-Data `x` is float32 in [0, 1], `[B, H, W, C]`, as `jaxgen.data.prepare` makes it.
+Data `x` is float32 in [0, 1], `[B, H, W, C]`, as `jaxgen.data.prepare` makes it; rows of a
+table are float32 `[B, C]` in their own units, texts int32 `[B, L]`, a number a byte.
 A batch is a dict: `x`; where there are any `label`, `condition`, `mask` (`[B]`, 1 for an
 example, 0 for padding); and `index` (`[B]`, the position in the GLOBAL batch). Noise
 belongs to the example: objectives draw it with `example_keys`, never with one key for
@@ -153,6 +154,8 @@ class Model(NamedTuple):
         answer: `(params, z, keys, operator, y, *, method, ...) -> x`, samples of x given that
             y = A x of `jaxgen.operators` is seen, by a model that was not trained for it;
             or None. y is in the space of the data, `[B, h, w, c]`.
+        infill: `(params, x [B, L], hidden [B, L], keys) -> x`, texts with what is hidden
+            drawn given the rest, which stays as it is; or None.
     """
 
     init: Callable[..., tuple[Params, Any]]
@@ -167,6 +170,7 @@ class Model(NamedTuple):
     curves: tuple[Curve, ...] = ()
     collapse: Callable[[Sequence[Mapping[str, Any]]], str | None] | None = None
     answer: Callable[..., Array] | None = None
+    infill: Callable[..., Array] | None = None
 
 
 def example_keys(key: Array, batch: Batch) -> Array:

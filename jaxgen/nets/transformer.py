@@ -88,9 +88,15 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """A skip if one comes, attention, SwiGLU; the last two add nothing at first."""
+    """A skip if one comes, attention, SwiGLU; the last two add nothing at first.
+
+    Attributes:
+        head_width: As in `Attention`, and so are the others.
+    """
 
     head_width: int
+    is_causal: bool = False
+    is_rotary: bool = False
 
     @nn.compact
     def __call__(
@@ -105,7 +111,13 @@ class Layer(nn.Module):
             film[:, None], 6, axis=-1
         )
         r = _normalised(h) * (1.0 + scale_1) + shift_1
-        h = h + gate_1 * Attention(self.head_width, name="attention")(r)
+        attention = Attention(
+            self.head_width,
+            is_causal=self.is_causal,
+            is_rotary=self.is_rotary,
+            name="attention",
+        )
+        h = h + gate_1 * attention(r)
         r = _normalised(h) * (1.0 + scale_2) + shift_2
         # As many parameters as the usual MLP of 4 width, and fewer exponentials.
         hidden = 8 * max(1, round(width / 3))

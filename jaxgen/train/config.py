@@ -76,8 +76,8 @@ class TrainConfig:
     checkpoint and on with half the learning rate, three times at most."""
     patience: int | None = None
     """Stop after so many checkpoint intervals without a better loss on a held-out tenth of
-    the training split, and keep the best parameters; 0 does not; by default 0 for images
-    and 10 for tables. The learning rate falls as if it went on to --steps."""
+    the training split, and keep the best parameters; 0 does not; by default 10 for tables,
+    else 0. The learning rate falls as if it went on to --steps."""
 
     def __post_init__(self):
         check_finite_options(self)
@@ -249,9 +249,11 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     built = {
         name: _build(cls, values.get(name, {}), name) for name, cls in parts.items()
     }
-    absent = models.FAMILIES[family].training.keys() - values.get("train", {}).keys()
-    own = {name: models.FAMILIES[family].training[name] for name in absent}
-    built["train"] = dataclasses.replace(built["train"], **own)
+    entry = models.FAMILIES[family]
+    for part, defaults in (("train", entry.training), ("data", entry.data)):
+        absent = defaults.keys() - values.get(part, {}).keys()
+        own = {name: defaults[name] for name in absent}
+        built[part] = dataclasses.replace(built[part], **own)
     return RunConfig(family=family, **built)
 
 

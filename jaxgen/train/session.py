@@ -55,6 +55,12 @@ class Loaded(NamedTuple):
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Fills what the config left to the data."""
     family = models.FAMILIES[config.family]
+    if dataset.kind not in family.examples:
+        other = [n for n, f in models.FAMILIES.items() if dataset.kind in f.examples]
+        raise UserError(
+            f"{config.family} models {' and '.join(family.examples)}, {dataset.name} holds "
+            f"{dataset.kind}: jaxgen train {' or '.join(other)}, or other --data"
+        )
     model, transform = family.resolve(
         config.model,
         dataset.shape,
@@ -71,6 +77,8 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         data = dataclasses.replace(
             data, name=f"folder:{folder}", image_size=height, channels=channels
         )
+    if dataset.kind == "texts":  # its absolute path, and the length of its windows
+        data = dataclasses.replace(data, name=dataset.name, length=dataset.shape[0])
     train = config.train
     if dataset.columns is not None:
         data = dataclasses.replace(data, name=dataset.name)  # with its absolute path
