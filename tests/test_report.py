@@ -203,7 +203,7 @@ def test_report_states_the_headline_numbers(whole):
         "00001-vae-tiny : step 300 of 300, finished",
         "training loss 2.00 nats",
         "test negative log-likelihood 163.3 ± 1.1 nats per image; upper bound, 10 test",
-        "test bits per dimension 3.681 ± 0.025 bits upper bound",
+        "test bits per dim 3.681 ± 0.025 bits upper bound",
         "parameters 1,230",
         "training speed 5 images/s",
         "training time 0:01:01",

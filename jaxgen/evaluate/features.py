@@ -9,6 +9,7 @@ classifier   the last hidden layer of a small classifier of the data's own label
 random       the same network, with weights drawn by a seed: any images
 pixels       the values themselves; of a table, what networks are told of its columns
 pca          their first principal components
+ngrams       of texts, how often runs of three bytes come
 own(...)     anybody's function
 ```
 
@@ -35,7 +36,8 @@ NUMBERS = 2**24  # of them at once, at most
 NUM_COMPONENTS = 64
 NUM_FITTED = 5000  # training examples that components are fitted to, at most
 LEAST_SIDE = 8  # pixels that the networks need
-NAMES = ("auto", "classifier", "random", "pixels", "pca")
+NAMES = ("auto", "classifier", "random", "pixels", "pca", "ngrams")
+NUM_BINS, RUN = 128, 3  # of ngrams: runs of so many bytes, hashed
 
 
 class Features(NamedTuple):
@@ -45,8 +47,8 @@ class Features(NamedTuple):
         id: Its name.
         sha256: Of its weights, or of what else it depends on.
         preprocessing: What is done to the examples first.
-        apply: Examples as they are stored, uint8 `[N, H, W, C]` or float32 `[N, C]`, to
-            `[N, D]`; row i depends on example i alone.
+        apply: Examples as they are stored, uint8 `[N, H, W, C]` or `[N, L]` or float32
+            `[N, C]`, to `[N, D]`; row i depends on example i alone.
     """
 
     id: str
@@ -69,6 +71,12 @@ def choose(name: str, dataset: data.Dataset) -> Features:
         raise UserError(unknown("--features", name, (*NAMES, *shipped)))
     if name == "auto":
         name = _usual(dataset)
+    if (name == "ngrams") != (dataset.kind == "texts"):
+        raise UserError(
+            f"--features {name} is not for {dataset.kind}: texts have ngrams, and only they"
+        )
+    if name == "ngrams":
+        return ngrams()
     if dataset.columns is not None and name not in ("pixels", "pca"):
         raise UserError(f"--features {name} is for images: tables have pixels and pca")
     if name == "pixels":
@@ -88,6 +96,8 @@ def choose(name: str, dataset: data.Dataset) -> Features:
 
 
 def _usual(dataset: data.Dataset) -> str:
+    if dataset.kind == "texts":
+        return "ngrams"
     if dataset.columns is not None:
         return "pixels"
     if min(dataset.shape[:2]) < LEAST_SIDE:
@@ -213,6 +223,28 @@ def pca(
         base.preprocessing,
         lambda x: (base.apply(x) - mean) @ kept,
     )
+
+
+def ngrams() -> Features:
+    """Square roots of how often runs of three bytes come in a text, hashed to 128 bins.
+
+    The distance of two texts is then Hellinger's, but for what falls into one bin.
+    """
+
+    def apply(x: Any) -> np.ndarray:
+        x = np.asarray(x).astype(np.uint64)
+        runs = np.zeros((len(x), x.shape[1] - RUN + 1), np.uint64)
+        for i in range(RUN):
+            runs = runs * np.uint64(256) + x[:, i : i + runs.shape[1]]
+        # Multiplicative hashing, modulo 2^64; the highest bits are the best.
+        mixed = runs * np.uint64(0x9E3779B97F4A7C15)
+        bins = (mixed >> np.uint64(64 - NUM_BINS.bit_length() + 1)).astype(np.int64)
+        place = bins + NUM_BINS * np.arange(len(x))[:, None]
+        counts = np.bincount(place.ravel(), minlength=NUM_BINS * len(x))
+        return np.sqrt(counts.reshape(len(x), NUM_BINS) / runs.shape[1])
+
+    made = f"runs of {RUN} bytes, hashed to {NUM_BINS} bins, roots of their shares"
+    return Features("ngrams", _of_text(made), made, apply)
 
 
 def own(

@@ -12,6 +12,7 @@ from jaxgen import data
 from jaxgen._checks import UserError, check_seed
 from jaxgen.evaluate import (
     annealed,
+    baselines,
     calibration,
     classifier,
     features,
@@ -112,6 +113,8 @@ def judge_wholly(
     if options.ais:
         effort = options.ais, options.ais_chains, options.ais_images
         result |= anneal(loaded, dataset, effort, options.num_samples, seed)
+    if dataset.kind == "texts":
+        result |= baselines.of_text(dataset.name, dataset.shape[0])
     if options.ema_width is not None:
         result["ema_width"] = options.ema_width
     sampler = assembly.Sampler(loaded)
@@ -122,7 +125,7 @@ def judge_wholly(
         result |= quality.evaluate(
             by, dataset, draw, options.num, seed=seed, progress=told
         )
-        if dataset.columns is None and "memorisation" in result:
+        if dataset.kind == "images" and "memorisation" in result:
             pairs = result["memorisation"]["nearest_pairs"]
             _write_pairs(loaded, dataset.train, draw, sampler.num, pairs)
     if trained is not None:
@@ -178,7 +181,8 @@ def _told(loaded: session.Loaded, result: dict[str, Any]) -> str:
     words = f"test: {result['nll_nats']:.3f}"
     words += " nats" if error is None else f" +- {error:.3f} nats"
     if "bits_per_dim" in result:
-        words += f", {result['bits_per_dim']:.3f} bits/dim"
+        unit = medium.of(loaded.config.model).bits
+        words += f", {result['bits_per_dim']:.3f} {unit}"
     words += f" ({result['nll_nats_kind']}, {result['num_examples']:,} "
     words += medium.of(loaded.config.model).unit
     if result["nll_nats_kind"] != "exact":

@@ -101,7 +101,8 @@ def _numbers(loaded: session.Loaded, records: list[Record], evaluation: Record) 
     cards.append(
         ("test negative log-likelihood", nll, "nats", f"per {unit[:-1]}; {note}")
     )
-    cards.append(("test bits per dimension", bits, "bits", note))
+    each = medium.of(loaded.config.model).bits.replace("/", " per ")
+    cards.append((f"test {each}", bits, "bits", note))
     if not evaluation and loaded.model.log_likelihood:
         cards.append(("test negative log-likelihood", "–", "", "not evaluated yet"))
     counts = {n: session.num_parameters(tree) for n, tree in loaded.params.items()}

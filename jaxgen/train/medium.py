@@ -1,4 +1,4 @@
-"""What examples are, images or rows of a table, to those who show and store them."""
+"""What examples are, images, rows or texts, to those who show and store them."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from jaxgen.train import pictures
 
 MAX_SHOWN = 6  # columns of a table
 DOTS = 100  # an inch
+POINTS, GAP = 12, 6  # pixels of a letter's height, and around texts
 
 
 class Medium(NamedTuple):
@@ -25,6 +26,7 @@ class Medium(NamedTuple):
         picture: From stored examples to one picture `[height, width, 1 or 3]`, uint8.
         width: Of a picture of so many examples, in pixels.
         suffixes: Of the files they can be written to, the first by default.
+        bits: The unit of a likelihood that does not depend on an example's size.
     """
 
     unit: str
@@ -33,11 +35,22 @@ class Medium(NamedTuple):
     picture: Callable[[np.ndarray], np.ndarray]
     width: Callable[[int], int]
     suffixes: tuple[str, ...]
+    bits: str = "bits/dim"
 
 
 def of(model: Any) -> Medium:
     """The medium of a model's resolved config."""
     columns = getattr(model, "columns", None)
+    if columns is None and len(model.shape) == 1:
+        return Medium(
+            unit="texts",
+            num_samples=16,
+            stored=lambda x: np.asarray(x).astype(np.uint8),
+            picture=writing_of,
+            width=lambda num: writing_of(np.zeros((1, 1), np.uint8)).shape[1],
+            suffixes=(".txt", ".npz", ".png"),
+            bits="bits/byte",
+        )
     if columns is None:
         return Medium(
             unit="images",
@@ -55,6 +68,35 @@ def of(model: Any) -> Medium:
         width=lambda num: round(DOTS * _inches(len(_shown(columns)))),
         suffixes=(".csv", ".npz", ".png"),
     )
+
+
+def writing_of(texts: np.ndarray, *, columns: int = 64) -> np.ndarray:
+    """Texts one below the other, in lines of so many characters; a line's end is shown.
+
+    Args:
+        texts: `[N, L]` uint8, bytes of UTF-8; those that are none are shown as a mark.
+        columns: Characters in a line.
+
+    Returns:
+        `[height, width, 1]` uint8.
+    """
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), POINTS)
+    across, down = round(font.getlength("m")), round(1.3 * POINTS)
+    lines = math.ceil(texts.shape[1] / columns)
+    step = lines * down + GAP
+    picture = Image.new("L", (across * columns + 2 * GAP, step * len(texts)), 255)
+    draw = ImageDraw.Draw(picture)
+    for i, row in enumerate(texts):
+        shown = bytes(row).decode("utf-8", "replace").replace("\n", "\u21b5")
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in shown)
+        for line in range(lines):
+            part = shown[line * columns : (line + 1) * columns]
+            draw.text((GAP, i * step + line * down), part, fill=0, font=font)
+        draw.line((0, (i + 1) * step - 1, picture.width, (i + 1) * step - 1), fill=192)
+    return np.asarray(picture)[..., None]
 
 
 def scatter(rows: np.ndarray, columns: Sequence[Column]) -> np.ndarray:
@@ -111,6 +153,9 @@ def file_of(
         names = [column.name for column in model.columns]
         table = np.column_stack([samples, *beside.values()])
         return _csv([*names, *beside], table).encode()
+    if suffix == ".txt":
+        texts = (bytes(row).decode("utf-8", "replace") for row in samples)
+        return "".join(f"--- {i}\n{text}\n" for i, text in enumerate(texts)).encode()
     if suffix == ".npz":
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {of(model).unit: samples, **beside}

@@ -9,6 +9,7 @@ vae         balance of likelihood and KL, collapse, mismatch of Q(z) and P(z), v
 gan         health of the training, samples beside data, copies
 flow        the way there and back, the log-determinant, the latents of test data
 diffusion   error by level of noise, samples beside data, copies
+masked      bits a byte of test and training texts, samples beside data, copies
 ```
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.evaluate import features, quality
-from jaxgen.evaluate.diagnosis import diffusion, flow, gan, picture, vae
+from jaxgen.evaluate.diagnosis import diffusion, flow, gan, masked, picture, vae
 from jaxgen.evaluate.diagnosis.records import Subject, Told
 from jaxgen.train import assembly, medium
 from jaxgen.train.session import Loaded
@@ -33,6 +34,7 @@ DIAGNOSES: Mapping[str, Callable[[Subject], Told]] = MappingProxyType(
         "diffusion": diffusion.diagnose,
         "flow": flow.diagnose,
         "gan": gan.diagnose,
+        "masked": masked.diagnose,
         "vae": vae.diagnose,
     }
 )

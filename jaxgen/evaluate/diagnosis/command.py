@@ -28,8 +28,8 @@ class DiagnoseOptions:
     num: int = 2000
     """Test examples that are looked at, and as many samples; at most the test split."""
     features: str = "auto"
-    """What samples are compared by: auto, classifier, random, pixels, pca; or mnist, digits,
-    photos, shipped."""
+    """What samples are compared by: auto, classifier, random, pixels, pca, ngrams (of texts);
+    or mnist, digits, photos, shipped."""
     seed: int = 0
     """Fixes all that is drawn."""
     data_dir: str | None = None

@@ -22,9 +22,9 @@ def draw(subject: Subject, made: Mapping[str, np.ndarray]) -> bytes | None:
         made: By name, samples or reconstructions, as they are stored.
 
     Returns:
-        The picture; None of rows of a table.
+        The picture; None of rows of a table, and of texts.
     """
-    if subject.dataset.columns is not None:
+    if subject.dataset.kind != "images":
         return None
     values, shape = features.pixels().apply, (-1, *subject.dataset.shape)
     x = values(subject.test["x"]).reshape(shape)
