@@ -21,6 +21,7 @@ USAGE = """usage: jaxgen COMMAND ...
   jaxgen train MODEL [options]   train, or continue, a run        (jaxgen train vae --help)
   jaxgen sample RUN [options]    draw images from a run           (jaxgen sample --help)
   jaxgen edit RUN --task TASK    colour, fill in or enlarge photos (jaxgen edit --help)
+  jaxgen infill RUN --text "a __" fill in what is blank in a text (jaxgen infill --help)
   jaxgen evaluate RUN [options]  judge it on the whole test split (jaxgen evaluate --help)
   jaxgen diagnose RUN [options]  what is wrong with it, and what mends it (jaxgen diagnose --help)
   jaxgen compare RUN RUN ...     whether they differ, and by how much (jaxgen compare --help)
@@ -86,8 +87,8 @@ class SampleOptions:
     ema_width: float | None = None
     """Use the average of this width, rebuilt from what --ema-widths has stored."""
     out: Path | None = None
-    """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; of rows F.csv, F.npz or F.png; by
-    default RUN/sample.png or RUN/sample.csv."""
+    """F.png, one grid, or F.npz, `images` uint8 [N, H, W, C]; of rows F.csv, F.npz or F.png, of
+    texts F.txt, F.npz or F.png; by default RUN/sample.png, .csv or .txt."""
     log_prob: bool = False
     """Beside each row of a table log p(row | its context) in nats, in F.csv or F.npz."""
 
@@ -108,7 +109,8 @@ class EvaluateOptions:
     num: int = 2000
     """Samples whose quality is measured, against as many test examples; 0: none."""
     features: str = "auto"
-    """By what: auto, classifier, random, pixels, pca; or mnist, digits, photos, shipped."""
+    """By what: auto, classifier, random, pixels, pca, ngrams (of texts); or mnist, digits,
+    photos, shipped."""
     ais: int = 0
     """Temperatures of annealed importance sampling, 1000 say: a likelihood beyond the
     bound, with the gap between its own bounds. For decoders of latents; slow."""
@@ -136,7 +138,7 @@ class VerifyOptions:
     """
 
     families: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """vae, gan, flow, diffusion: by default all of them."""
+    """vae, gan, flow, diffusion, masked: by default all of them."""
     json: bool = False
     """Print one JSON object to standard output, all else to standard error."""
 
@@ -148,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "sample": functools.partial(_use, "sample", SampleOptions),
         "edit": _edit,
+        "infill": _infill,
         "evaluate": functools.partial(_use, "evaluate", EvaluateOptions),
         "diagnose": _diagnose,
         "compare": _compare,
@@ -345,6 +348,14 @@ def _edit(argv: list[str]) -> int:
     from jaxgen import editing
 
     return editing.edit(*parsing.parse_use(editing.EditOptions, argv, "jaxgen edit"))
+
+
+def _infill(argv: list[str]) -> int:
+    from jaxgen import infilling
+
+    return infilling.infill(
+        *parsing.parse_use(infilling.InfillOptions, argv, "jaxgen infill")
+    )
 
 
 def _diagnose(argv: list[str]) -> int:
