@@ -39,6 +39,7 @@ TINY = {
     "diffusion": ["--widths", "8", "--blocks", "1"],
     "flow": ["--width", "8", "--bins", "4", "--depth", "2"],
     "gan": ["--width", "8"],
+    "masked": ["--width", "16", "--depth", "1"],
 }
 
 
@@ -74,6 +75,8 @@ def family(words):
         return "flow"
     if words[:2] == ["train", "gan"]:
         return "gan"
+    if words[:2] == ["train", "masked"] or words[0] == "infill":
+        return "masked"
     return "diffusion" if OWN & set(words) else "vae"
 
 
