@@ -152,7 +152,7 @@ def make_masked(config: MaskedConfig) -> Model:
 
 
 def _objective(config: MaskedConfig) -> Callable[..., tuple[Array, Aux]]:
-    (length,) = config.shape or ()
+    length = math.prod(config.shape or ())
 
     def objective(
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
@@ -206,7 +206,7 @@ def _log_likelihood(config: MaskedConfig) -> Callable[..., LogLikelihood]:
 
 def _by_share(config: MaskedConfig) -> Curve:
     """What a hidden byte costs, by how many are hidden beside it."""
-    (length,) = config.shape or ()
+    length = math.prod(config.shape or ())
     numbers = np.unique(np.geomspace(1, length, NUM_SHARES).round().astype(np.int32))
 
     def lines(params: Any, x: Array) -> tuple[Array, dict[str, Array]]:
@@ -232,7 +232,7 @@ def _by_share(config: MaskedConfig) -> Curve:
 
 def _by_place(config: MaskedConfig) -> Curve:
     """What a byte costs, by how many come before it."""
-    (length,) = config.shape or ()
+    length = math.prod(config.shape or ())
 
     def lines(params: Any, x: Array) -> tuple[Array, dict[str, Array]]:
         x, predict = _tokens(x), _predict(config, params)
