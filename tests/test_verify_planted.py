@@ -16,7 +16,8 @@ from jaxgen import (
     verify,
 )
 from jaxgen.bijectors import linear, splines
-from jaxgen.losses import diffusion, flow, gan, meanflow, penalties, vae
+from jaxgen.losses import diffusion, flow, gan, masked, meanflow, penalties, vae
+from jaxgen.samplers import masked as masked_samplers
 from jaxgen.samplers import steps
 from jaxgen.verify import cases, records, solvers
 from jaxgen.verify.flow import check
@@ -172,6 +173,13 @@ PLANTED = [
      "diffusion-bounds", "bound of Gaussian data"),
     (meanflow, "total_derivative", of_results(lambda p: (p[0], -p[1])),
      "diffusion-mean_flows", "MeanFlow's identity"),
+    (masked, "bound_by_number", of_results(lambda b: b / 2),
+     "masked-bounds", "by number, over all masks"),
+    (masked, "bound_by_share", of_arguments(lambda nll, hidden, t: (nll, hidden, t**2)),
+     "masked-bounds", "by share, over all masks"),
+    (masked, "number_at", of_results(lambda n: 0 * n + 1), "masked-bounds", "its samples have"),
+    (masked_samplers, "_drawn", of_arguments(lambda keys, logits, t: (keys, 2 * logits, t)),
+     "masked-samples", "samples one by one"),
     (averaging, "width_to_gamma", of_results(lambda g: g + 1), "diffusion-averages", "exponents"),
 ]
 # fmt: on
