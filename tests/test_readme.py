@@ -39,7 +39,7 @@ TINY = {
     "diffusion": ["--widths", "8", "--blocks", "1"],
     "flow": ["--width", "8", "--bins", "4", "--depth", "2"],
     "gan": ["--width", "8"],
-    "masked": ["--width", "16", "--depth", "1"],
+    "masked": ["--width", "16", "--depth", "1", "--length", "32"],
 }
 
 
