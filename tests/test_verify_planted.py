@@ -178,7 +178,7 @@ PLANTED = [
     (masked, "bound_by_share", of_arguments(lambda nll, hidden, t: (nll, hidden, t**2)),
      "masked-bounds", "by share, over all masks"),
     (masked, "number_at", of_results(lambda n: 0 * n + 1), "masked-bounds", "its samples have"),
-    (masked_samplers, "_drawn", of_arguments(lambda keys, logits, t: (keys, 2 * logits, t)),
+    (masked_samplers, "_drawn", of_arguments(lambda noise, logits, t: (noise, 2 * logits, t)),
      "masked-samples", "samples one by one"),
     (averaging, "width_to_gamma", of_results(lambda g: g + 1), "diffusion-averages", "exponents"),
 ]

@@ -71,12 +71,15 @@ def revealed(
     places, draws = split(keys)
     turn = _turns(places, hidden, order)
     number = jnp.sum(hidden, axis=1)
+    # Each token is told once, so that one noise of each is enough, whatever the steps.
+    form = jax.eval_shape(predict, tokens, hidden)
+    dtype = jnp.promote_types(form.dtype, jnp.float32)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, form.shape[1:], dtype))(draws)
 
     def step(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], None]:
         tokens, hidden = carry
         (logits,) = _checks.to_float(predict(tokens, hidden))
-        own = jax.vmap(jax.random.fold_in, (0, None))(draws, k)
-        drawn = _drawn(own, logits, temperature)
+        drawn = _drawn(noise, logits, temperature)
         told = number - (number * (num_steps - 1 - k)) // num_steps
         now = hidden & (turn < told[:, None])
         return (jnp.where(now, drawn, tokens), hidden & ~now), None
@@ -96,8 +99,8 @@ def _turns(keys: Array, hidden: Array, order: Order) -> Array:
     return jnp.argsort(jnp.argsort(ranked, axis=1), axis=1)
 
 
-def _drawn(keys: Array, logits: Array, temperature: float) -> Array:
-    if temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    draw = jax.vmap(lambda key, row: jax.random.categorical(key, row, axis=-1))
-    return draw(keys, logits / temperature).astype(jnp.int32)
+def _drawn(noise: Array, logits: Array, temperature: float) -> Array:
+    """The largest of logits and Gumbel noise: a draw of the softmax."""
+    if temperature > 0:
+        logits = logits / temperature + noise
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
