@@ -1,16 +1,17 @@
-"""What there is to choose from: models, data sets, experiments."""
+"""What there is to choose from: models, data sets, tasks, experiments."""
 
 import ast
 from pathlib import Path
 
-from jaxgen import data, models
+from jaxgen import data, models, tasks
 
 
 def text() -> str:
-    """All of it, a name and a line each, under three titles."""
+    """All of it, a name and a line each, under four titles."""
     titles = {
         "models": {name: f.summary for name, f in models.FAMILIES.items()},
         "data sets (--data)": data.described(),
+        "tasks (--task)": tasks.TASKS,
         "experiments": experiments(),
     }
     lines = []

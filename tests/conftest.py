@@ -46,6 +46,7 @@ jaxtyping.install_import_hook(
             "probability_flow",
             "samplers",
             "schedules",
+            "tasks",
         )
     ],
     "beartype.beartype",

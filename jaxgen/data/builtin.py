@@ -27,7 +27,7 @@ def make_digits() -> Dataset:
 
     images, label = load_digits(return_X_y=True)
     x = np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
-    label = label.astype(np.int32)
+    label = np.asarray(label, np.int32)
     order = fixed_order(DIGITS_SPLIT_SEED, 0, len(x))
     test, train = order[:DIGITS_NUM_TEST], order[DIGITS_NUM_TEST:]
     return Dataset(

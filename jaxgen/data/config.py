@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 Transform = Literal["levels", "binarise", "static", "dequantise", "none", "bytes"]
+TaskName = Literal["colourise", "inpaint", "enlarge", "next-frame"]
 IMAGE_TRANSFORMS: tuple[Transform, ...] = ("levels", "binarise", "static", "dequantise")
 TRANSFORMS: tuple[Transform, ...] = (*IMAGE_TRANSFORMS, "none", "bytes")
 
@@ -16,8 +17,8 @@ class DataConfig:
 
     name: Annotated[str, tyro.conf.arg(name="data")] = "digits"
     """digits, photos, folder:PATH, table:FILE.csv, text:FILE, text:pydoc, stacked:SET (three
-    grey images as the channels of one), latents:RUN (encodings of a run's training data), or
-    a TFDS name such as mnist (name/config too)."""
+    grey images as the channels of one), latents:RUN (encodings of a run's training data),
+    peg:2, peg:4 or minatar:GAME (clips), or a TFDS name such as mnist (name/config too)."""
 
     data_dir: str | None = None
     """Where prepared TFDS sets lie, or one prepared set itself; default
@@ -41,6 +42,18 @@ class DataConfig:
     angle:LOW:HIGH, then perhaps ,step:S (of rounded values; 0 for none); NAME=context or
     NAME=context,KIND for one that is given, not modelled; NAME=weight; NAME=skip.
     Default: as the values look."""
+
+    task: TaskName | None = None
+    """Model not images but the answers to a question: colour for a grey image, what is under
+    --mask, an image --scale times as large, or the frame after those that are given (of data
+    that are clips)."""
+
+    mask: Literal["centre", "half", "boxes", "pixels"] | None = None
+    """What inpaint hides: the centre, the right half, a random box (the default) or random
+    pixels (75 %)."""
+
+    scale: Literal[2, 4] | None = None
+    """Of enlarge, by default 2."""
 
     length: int | None = None
     """Bytes of a window of a text, one example; default 128."""

@@ -1,6 +1,5 @@
 """`open_dataset`: from a config to two sources, through the cache of decoded sets."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from jaxgen._checks import UserError, check_in
 from jaxgen.data import (
     builtin,
     cache,
+    conditions,
     folder,
     latents,
     minatar,
@@ -54,9 +54,13 @@ def open_dataset(
         UserError: for every mistake in the config or fault of the files, in one line.
     """
     _check(config)
+    return conditions.with_task(_opened(config, max_decoded_bytes), config)
+
+
+def _opened(config: DataConfig, max_decoded_bytes: int) -> Dataset:
     if config.name.startswith(stacked.PREFIX):
         name = config.name.removeprefix(stacked.PREFIX)
-        parts = open_dataset(dataclasses.replace(config, name=name))
+        parts = open_dataset(conditions.without_task(config, name=name))
         return stacked.stacked(parts)
     if config.name.startswith(_FOLDER):
         dataset = _open_folder(config, max_decoded_bytes)
@@ -66,6 +70,8 @@ def open_dataset(
         )
     elif config.name.startswith(latents.PREFIX):
         dataset = latents.open_latents(config.name)
+    elif config.name.startswith(_CLIPS):
+        dataset = _open_clips(config.name)
     elif config.name.startswith(texts.PREFIX):
         dataset = texts.open_text(config.name, config.length)
     elif config.name in DATASETS:

@@ -48,6 +48,7 @@ class Dataset(NamedTuple):
         columns: Of a table; None where the examples are images.
         validation: Held out of `train` for early stopping, or None.
         parts: The set whose images are the channels of these, or None.
+        num_planes: That are given with each image, by the task of the config; or 0.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Dataset(NamedTuple):
     columns: tuple[Column, ...] | None = None
     validation: Source | None = None
     parts: "Dataset | None" = None
+    num_planes: int = 0
 
     @property
     def kind(self) -> str:
