@@ -125,16 +125,29 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed must be in 0 .. 2^31 - 1, got {seed}")
 
 
+def check_told(conditional: bool, num_classes: int | None, num_planes: int) -> None:  # noqa: FBT001 - as the config has it
+    """Raises UserError where a model is to be told a class that is not there, or two things."""
+    if conditional and not num_classes:
+        raise UserError("--conditional needs data with labels; these have none")
+    if conditional and num_planes:
+        raise UserError(
+            "--conditional tells the class, --task an image: leave one of them out"
+        )
+
+
 def check_class_options(config: Any) -> None:
     """Raises UserError where a model samples by classes that it does not know."""
     sampling, num = config.sampling, config.num_classes
     guidance = getattr(sampling, "guidance", None)
-    if not config.conditional and (
-        guidance not in (None, 1) or sampling.label is not None
-    ):
-        flags = "--label is" if guidance is None else "--guidance and --label are"
+    is_guided = guidance not in (None, 1)
+    if not config.conditional and sampling.label is not None:
         raise UserError(
-            f"{flags} for a model that was trained with classes: --conditional"
+            "--label is for a model that was trained with classes: --conditional"
+        )
+    if is_guided and not config.conditional and not config.num_planes:
+        raise UserError(
+            "--guidance is for a model that was trained with classes, --conditional, or "
+            "on a --task"
         )
     label = sampling.label
     if num is not None and label is not None and not 0 <= label < num:

@@ -36,14 +36,16 @@ def examples(family, num):
     return (255 * x).astype(jnp.int32) if x.ndim == 2 else x.round(1)
 
 
-def bound(family, **train):
+def bound(family, num_planes=0, **train):
     cls = models.FAMILIES[family].config_class
     small, shape = SMALL.get(family, {}), shape_of(family)
-    model, transform = models.FAMILIES[family].resolve(cls(**small), shape, None)
+    model, transform = models.FAMILIES[family].resolve(
+        cls(**small), shape, None, num_planes=num_planes
+    )
     config = configs.RunConfig(
         family=family,
         model=model,
-        data=DataConfig(transform=transform),
+        data=DataConfig(transform=transform, task="inpaint" if num_planes else None),
         train=configs.TrainConfig(steps=4, batch_size=4, **train),
     )
     return session.bind(config)
@@ -84,6 +86,42 @@ def test_family_goes_from_init_to_views(family):
     for caption, view in model.views:
         assert caption
         assert jax.jit(view)(state.ema, x).ndim == 5
+
+
+OF_IMAGES = [n for n, family in models.FAMILIES.items() if "images" in family.examples]
+
+
+@pytest.mark.parametrize("family", OF_IMAGES)
+def test_family_hears_what_is_given(family):
+    made = bound(family, num_planes=2, learning_rate=0.05, warmup=0.0)
+    model = made.model
+    x = jax.random.uniform(jax.random.key(0), (8, *SHAPE)).round(1)
+    seen = jnp.concatenate([x, 1 - x], axis=-1)
+    batch = {"x": x, "condition": seen}
+    state = jax.jit(lambda key: update.init_state(model, made.optimizers, key, batch))(
+        jax.random.key(1)
+    )
+    shapes = jax.tree.map(lambda a: a.shape, state)
+    assert shapes == jax.tree.map(lambda a: a.shape, session.abstract_state(made))
+    advance = jax.jit(update.make_update(model, made.optimizers, num_steps=4))
+    for _ in range(3):
+        state, metrics = advance(state, batch, jax.random.key(2))
+    for player in model.players:
+        assert np.isfinite(metrics[f"loss/{player.name}"])
+    keys = indexed_keys(jax.random.key(3), jnp.arange(8))
+    z, generate = model.prior(keys), jax.jit(model.generate)
+    answers = generate(state.params, z, keys, seen)
+    other = generate(state.params, z, keys, seen.at[0].set(1 - seen[0]))
+    assert answers.shape == (8, *SHAPE)
+    assert float(jnp.abs(other - answers)[0].max()) > 1e-3
+    np.testing.assert_allclose(other[1:], answers[1:], atol=2e-5)
+    if model.encode is not None:
+        assert jax.jit(model.encode)(state.params, x, keys, seen).shape == z.shape
+    if model.log_likelihood is not None:
+        judge = jax.jit(functools.partial(model.log_likelihood, num_samples=3))
+        nats = [judge(state.params, x, keys, c).nats for c in (seen, seen[::-1])]
+        assert np.isfinite(nats).all()
+        assert np.abs(nats[0] - nats[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
@@ -132,7 +170,7 @@ def test_every_config_field_is_documented_for_the_command_line(family, command, 
     text = capsys.readouterr().out
     for name in {*names(models.FAMILIES[family].config_class)} - {"columns"}:
         flag = f"--{name.replace('_', '-')}"
-        assert (flag in text) == (name not in ("shape", "num_classes"))
+        assert (flag in text) == (name not in ("shape", "num_classes", "num_planes"))
 
 
 def test_resolve_stores_places_that_hold_from_any_directory(monkeypatch, tmp_path):

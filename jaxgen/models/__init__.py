@@ -27,10 +27,10 @@ class Family(NamedTuple):
         summary: One line for `jaxgen list`.
         config_class: Its frozen dataclass of options. Its field `sampling`, where there
             is one, is a dataclass of what may be chosen anew for a trained model.
-        resolve: `(config, shape, transform, num_classes, columns) -> (config,
-            transform)`: fills what was left to the data, so that the stored config
-            alone rebuilds the model. `num_classes` is None where the data have no
-            labels, `columns` where they are no table.
+        resolve: `(config, shape, transform, num_classes, columns, num_planes) ->
+            (config, transform)`: fills what was left to the data, so that the stored
+            config alone rebuilds the model. `num_classes` is None where the data have no
+            labels, `columns` where they are no table; `num_planes` a task gives.
         make: `resolved config -> Model`.
         training: Where its defaults of training differ from those of `TrainConfig`.
         examples: What it models, as `jaxgen.data.Dataset.kind` calls it.

@@ -26,6 +26,7 @@ from jaxgen.losses import meanflow
 from jaxgen.models import diffusion_answers as answers
 from jaxgen.models import diffusion_denoiser as net
 from jaxgen.models import diffusion_sampling as sampling
+from jaxgen.models import given
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -73,8 +74,9 @@ def make_diffusion(config: DiffusionConfig) -> Model:
         params = params["denoiser"]
         x0, _ = net.from_data(config, params, x, keys)
         schedule, times = sampling.path_to_noise(config)
+        told = given.told(config, condition)
         return probability_flow.encode(
-            net.denoiser(config, params, condition, schedule=schedule),
+            net.denoiser(config, params, told, schedule=schedule),
             x0,
             schedule=schedule,
             times=times,
@@ -102,18 +104,20 @@ def make_diffusion(config: DiffusionConfig) -> Model:
             _likelihood(config, params["denoiser"], x, keys, condition, num_samples)
         ),
         density="continuous" if of_images else "other",
-        views=views if of_images else (),
+        views=views[: 1 if config.num_planes else 2] if of_images else (),
         # A mean flow has no chain of estimates that could be led.
         answer=answer if of_images and not config.one_step else None,
-        curves=(
-            Curve(
-                "error of the estimate of x_0 by noise level, on test "
-                + ("images" if of_images else "rows"),
-                "sigma / alpha",
-                "RMS / sigma_data",
-                sampling.error_by_level(config),
-            ),
-        ),
+        curves=() if config.num_planes else (_error_curve(config),),
+    )
+
+
+def _error_curve(config: DiffusionConfig) -> Curve:
+    return Curve(
+        "error of the estimate of x_0 by noise level, on test "
+        + ("images" if config.columns is None else "rows"),
+        "sigma / alpha",
+        "RMS / sigma_data",
+        sampling.error_by_level(config),
     )
 
 
@@ -122,7 +126,7 @@ class _Noised(NamedTuple):
 
     x0: Array
     eps: Array
-    label: Array | None
+    told: Array | None
     level: Array  # evenly spread over the batch, `[B]` in [0, 1)
     keys: Array  # for more
 
@@ -136,7 +140,7 @@ def _noised(config: DiffusionConfig, params: Any, batch: Batch, key: Array) -> _
     # A key that no example has.
     level = losses.stratified_levels(jax.random.fold_in(key, 2**31 - 1), index)
     eps = net.noise(noise, x0.shape[1:])
-    return _Noised(x0, eps, _dropped(config, batch, drop), level, others)
+    return _Noised(x0, eps, given.dropped(config, batch, drop), level, others)
 
 
 def _denoising_objective(config: DiffusionConfig) -> Any:
@@ -147,10 +151,10 @@ def _denoising_objective(config: DiffusionConfig) -> Any:
     ) -> tuple[Array, Aux]:
         del extra, progress
         params = params["denoiser"]
-        x0, eps, label, level, _ = _noised(config, params, batch, key)
+        x0, eps, told, level, _ = _noised(config, params, batch, key)
         t = _training_times(config, schedule, level)
         x_t = losses.noised(x0, eps, schedule.alpha(t), schedule.sigma(t))
-        estimate = net.denoiser(config, params, label, schedule=schedule)(x_t, t)
+        estimate = net.denoiser(config, params, told, schedule=schedule)(x_t, t)
         loss = losses.denoising_loss(
             x0,
             estimate,
@@ -170,10 +174,10 @@ def _mean_flow_objective(config: DiffusionConfig) -> Any:
     ) -> tuple[Array, Aux]:
         del extra, progress
         params = params["denoiser"]
-        x0, eps, label, level, keys = _noised(config, params, batch, key)
+        x0, eps, told, level, keys = _noised(config, params, batch, key)
         other = losses.uniform_levels(keys)
         t, r = meanflow.mean_flow_times(level, other, config.equal_share)
-        velocity = net.average_velocity(config, params, label)
+        velocity = net.average_velocity(config, params, told)
         # The loss is nearly constant by its adaptive weight: the error is what falls.
         error = meanflow.mean_flow_error(velocity, x0, eps, t, r)
         loss = meanflow.adaptive(error) * batch.get("weight", 1.0)
@@ -186,6 +190,8 @@ def _training_times(
     config: DiffusionConfig, schedule: schedules.Schedule, u: Array
 ) -> Array:
     """The time of each example's noise, `[B]`, from levels in [0, 1)."""
+    if config.noise_levels == "most":
+        return jnp.ones_like(u)
     if config.noise_levels in ("log_normal", "log_uniform"):
         if config.noise_levels == "log_normal":
             mean, std = config.noise_mean, config.noise_std
@@ -202,14 +208,6 @@ def _training_times(
     return net.EARLIEST + (1 - net.EARLIEST) * u
 
 
-def _dropped(config: DiffusionConfig, batch: Batch, keys: Array) -> Array | None:
-    """The classes of a batch, some of them replaced by "none"."""
-    if config.num_classes is None:
-        return None
-    kept = jax.vmap(jax.random.uniform)(keys) >= config.label_dropout
-    return jnp.where(kept, batch["label"].astype(jnp.int32), config.num_classes)
-
-
 def _likelihood(
     config: DiffusionConfig,
     params: Any,
@@ -220,7 +218,8 @@ def _likelihood(
 ) -> LogLikelihood:
     """By the bound or the ODE, along EDM's schedule, in the units of the data."""
     schedule = schedules.EDM(sigma_min=LEAST_NOISE, sigma_max=MOST_NOISE)
-    denoise = net.denoiser(config, params, condition, schedule=schedule)
+    told = given.told(config, condition)
+    denoise = net.denoiser(config, params, told, schedule=schedule)
     x0, log_det = net.from_data(config, params, x, keys)
     if config.sampling.likelihood == "vlb":
         bound = losses.variational_bound(

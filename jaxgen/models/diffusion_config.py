@@ -10,6 +10,7 @@ from jaxgen._checks import (
     check_at_least,
     check_class_options,
     check_finite_options,
+    check_told,
 )
 from jaxgen.columns import Column
 from jaxgen.nets.transformer import check_sides
@@ -89,11 +90,12 @@ class DiffusionConfig:
     """What the network's output stands for."""
     weighting: Literal["edm", "simple", "min_snr", "sigmoid", "vlb"] = "edm"
     """Weight of the squared error at each noise level."""
-    noise_levels: Literal["log_normal", "log_uniform", "uniform", "logit_normal"] = (
-        "log_normal"
-    )
+    noise_levels: Literal[
+        "log_normal", "log_uniform", "uniform", "logit_normal", "most"
+    ] = "log_normal"
     """Levels met in training: sigma / alpha log-normal, or log-uniform from 0.002 to 80 (for
-    likelihoods), or t uniform or logit-normal."""
+    likelihoods), or t uniform or logit-normal; or the most noise alone, which makes it the
+    deterministic network, whose only answer on a --task is the mean of the right ones."""
     noise_mean: float = -0.4
     """Mean of log(sigma / alpha), or of the logit of t; EDM has -1.2, for photographs."""
     noise_std: float = 1.2
@@ -115,6 +117,7 @@ class DiffusionConfig:
     num_classes: Annotated[int | None, tyro.conf.Suppress] = None
     shape: Annotated[tuple[int, ...] | None, tyro.conf.Suppress] = None
     columns: Annotated[tuple[Column, ...] | None, tyro.conf.Suppress] = None
+    num_planes: Annotated[int, tyro.conf.Suppress] = 0
 
     def __post_init__(self):
         check_finite_options(self)
@@ -166,6 +169,7 @@ def resolve(
     transform: str | None,
     num_classes: int | None = None,
     columns: tuple[Column, ...] | None = None,
+    num_planes: int = 0,
 ) -> tuple[DiffusionConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
     is_table = columns is not None
@@ -175,8 +179,7 @@ def resolve(
         raise UserError(f"--net {net} is not for {what}: {', '.join(nets)}")
     if any(column.is_context for column in columns or ()):
         raise UserError("a diffusion is told no context columns: a flow is")
-    if config.conditional and not num_classes:
-        raise UserError("--conditional needs data with labels; these have none")
+    check_told(config.conditional, num_classes, num_planes)
     fitting = "none" if is_table else "dequantise"
     transform = fitting if transform is None else transform
     if transform != fitting:
@@ -190,6 +193,7 @@ def resolve(
         num_classes=num_classes if config.conditional else None,
         shape=tuple(shape),
         columns=columns,
+        num_planes=num_planes,
     )
     return (resolved if is_table else _of_images(resolved, shape)), transform
 

@@ -33,7 +33,7 @@ Denoise = Callable[[Array, Array], Array]
 def denoiser(
     config: DiffusionConfig,
     params: Any,
-    label: Array | None = None,
+    told: Array | None = None,
     *,
     schedule: schedules.Schedule,
     interval: Array | None = None,
@@ -43,7 +43,7 @@ def denoiser(
     Args:
         config: Resolved options.
         params: `{"net", "mean", "sigma_data"}`.
-        label: Classes `[B]`, `config.num_classes` for none; None is none for all.
+        told: As `jaxgen.models.given` has it; None is nothing for all.
         schedule: Whose times t are.
         interval: Of a MeanFlow network, `[B]`; None is the empty one.
     """
@@ -59,8 +59,9 @@ def denoiser(
             params["net"],
             scale[:, None, None, None] * x,
             -log_snr / 8,
-            label,
+            None if config.num_planes else told,
             interval,
+            told if config.num_planes else None,
             compute=config.compute,
         )
         return losses.to_x0(
@@ -71,7 +72,7 @@ def denoiser(
 
 
 def average_velocity(
-    config: DiffusionConfig, params: Any, label: Array | None = None
+    config: DiffusionConfig, params: Any, told: Array | None = None
 ) -> Callable[[Array, Array, Array], Array]:
     """The network as u(x_t, t, r), `[B]` times 1 >= t >= r >= 0, along rectified flow.
 
@@ -81,7 +82,7 @@ def average_velocity(
 
     def velocity(x: Array, t: Array, r: Array) -> Array:
         t, r = (jnp.broadcast_to(time, x.shape[:1]) for time in (t, r))
-        denoise = denoiser(config, params, label, schedule=schedule, interval=t - r)
+        denoise = denoiser(config, params, told, schedule=schedule, interval=t - r)
         t = jnp.maximum(t, EARLIEST)
         return (x - denoise(x, t)) / t[:, None, None, None]
 
@@ -146,6 +147,8 @@ def noise(keys: Array, shape: tuple[int, ...]) -> Array:
 def _network(config: DiffusionConfig) -> Any:
     told = {"num_classes": config.num_classes or 0, "has_interval": config.one_step}
     shared = {**told, "remat": config.remat, "jvp": config.one_step}
+    if config.num_planes:
+        shared["num_planes"] = config.num_planes + 1  # one says whether they are told
     if config.net == "transformer":
         return Transformer(
             width=config.width,

@@ -10,6 +10,7 @@ from jax import Array
 from jaxgen import samplers, schedules
 from jaxgen.losses import meanflow
 from jaxgen.models import diffusion_denoiser as net
+from jaxgen.models import given
 from jaxgen.models.base import indexed_keys
 from jaxgen.models.diffusion_config import NUM_STEPS, DiffusionConfig
 
@@ -25,14 +26,14 @@ def sampled(
 ) -> samplers.Chain:
     """The chain from the latent z `[B, H, W, C]` of N(0, I) to data."""
     name, num_steps = _sampler(config)
-    label_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    label = labels(config, condition, label_keys)
+    told_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    told = given.chosen(config, condition, told_keys)
     if name == "mean_flow":
-        velocity = net.average_velocity(config, params, label)
+        velocity = net.average_velocity(config, params, told)
         times = jnp.linspace(1.0, 0.0, num_steps + 1)
         return samplers.Chain(meanflow.mean_flow_sample(velocity, z, times=times), None)
     schedule, times = path(config)
-    denoise = guided(config, params, label, schedule)
+    denoise = guided(config, params, told, schedule)
     x = z * net.latent_scale(params, schedule)
     return by_sampler(
         config, denoise, x, keys, schedule=schedule, times=times, keep=keep
@@ -51,31 +52,21 @@ def by_sampler(
 def guided(
     config: DiffusionConfig,
     params: Any,
-    label: Array | None,
+    told: Array | None,
     schedule: schedules.Schedule,
 ) -> net.Denoise:
-    """The denoiser of the class, guided away from that of no class."""
-    told = net.denoiser(config, params, label, schedule=schedule)
-    if label is None or config.sampling.guidance == 1:
-        return told
-    untold = net.denoiser(config, params, schedule=schedule)
-    return samplers.guided(told, untold, guidance=config.sampling.guidance)
-
-
-def labels(config: DiffusionConfig, condition: Any, keys: Array) -> Array | None:
-    """The classes of samples: as given, or each sample's own draw."""
-    if config.num_classes is None:
-        return None
-    if config.sampling.label is not None:
-        return jnp.full(keys.shape, config.sampling.label)
-    if condition is not None:
-        return condition
-    num_classes = config.num_classes
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
+    """The denoiser that is told something, guided away from that told nothing."""
+    hearing = net.denoiser(config, params, told, schedule=schedule)
+    if told is None or config.sampling.guidance == 1:
+        return hearing
+    deaf = net.denoiser(config, params, schedule=schedule)
+    return samplers.guided(hearing, deaf, guidance=config.sampling.guidance)
 
 
 def _sampler(config: DiffusionConfig) -> tuple[str, int]:
     name = str(config.sampling.sampler)
+    if config.noise_levels == "most":  # it knows no other
+        return "euler", 1
     if name == "auto":
         name = "mean_flow" if config.one_step else "dpmpp_2m"
     return name, config.sampling.num_steps or NUM_STEPS[name]

@@ -109,6 +109,7 @@ def _glow(config: FlowConfig) -> Bijector:
             element.num_params * (size[2] - kept),
             width=int(config.width or 1),
             num_classes=config.num_classes or 0,
+            planes=_planes(config),
         )
         step = bijectors.chain(
             bijectors.actnorm(),
@@ -147,11 +148,19 @@ def _element(config: FlowConfig, bound: float) -> bijectors.Transform:
     return bijectors.rational_quadratic(num_bins=config.bins, bound=bound)
 
 
+def _planes(config: FlowConfig) -> tuple[int, ...]:
+    """The shape of what is told beside an image; one plane says whether it is."""
+    if not config.num_planes:
+        return ()
+    return (*_shape(config)[:2], config.num_planes + 1)
+
+
 def _transformer(module: Any, num_outputs: int, config: FlowConfig, **more: int) -> Any:
     return module(
         num_outputs=num_outputs,
         width=int(config.width or 1),
         num_layers=int(config.layers or 1),
         num_classes=config.num_classes or 0,
+        planes=_planes(config),
         **more,
     )

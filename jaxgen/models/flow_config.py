@@ -11,6 +11,7 @@ from jaxgen._checks import (
     check_at_least,
     check_class_options,
     check_finite_options,
+    check_told,
     unknown,
 )
 from jaxgen.columns import Column, misfit
@@ -102,6 +103,7 @@ class FlowConfig:
     num_classes: Annotated[int | None, tyro.conf.Suppress] = None
     shape: Annotated[tuple[int, ...] | None, tyro.conf.Suppress] = None
     columns: Annotated[tuple[Column, ...] | None, tyro.conf.Suppress] = None
+    num_planes: Annotated[int, tyro.conf.Suppress] = 0
 
     def __post_init__(self):
         check_finite_options(self)
@@ -132,6 +134,7 @@ def resolve(
     transform: str | None,
     num_classes: int | None = None,
     columns: tuple[Column, ...] | None = None,
+    num_planes: int = 0,
 ) -> tuple[FlowConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
     is_table = columns is not None
@@ -143,8 +146,7 @@ def resolve(
         raise UserError("--noise and --conditional are for images")
     if config.waves and not is_table:
         raise UserError("--waves is for tables")
-    if config.conditional and not num_classes:
-        raise UserError("--conditional needs data with labels; these have none")
+    check_told(config.conditional, num_classes, num_planes)
     fitting = "none" if is_table else "levels" if config.noise else "dequantise"
     transform = fitting if transform is None else transform
     if transform != fitting:
@@ -165,6 +167,7 @@ def resolve(
         num_classes=num_classes if config.conditional else None,
         shape=tuple(shape),
         columns=columns,
+        num_planes=num_planes,
     )
     return resolved, transform
 

@@ -9,7 +9,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from jaxgen.losses import flow as losses
-from jaxgen.models import flow_bijectors
+from jaxgen.models import flow_bijectors, given
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -34,8 +34,7 @@ def of_images(config: FlowConfig) -> Model:
 
     def init(key: Array, batch: Batch) -> Any:
         x = batch["x"][:INIT_IMAGES]
-        label = jnp.zeros(len(x), jnp.int32) if config.num_classes else None
-        return {"flow": flow.init(key, x, label)}
+        return {"flow": flow.init(key, x, None)}
 
     def objective(
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
@@ -43,19 +42,19 @@ def of_images(config: FlowConfig) -> Model:
         del extra, progress
         noise, drop = jax.vmap(jax.random.split, out_axes=1)(example_keys(key, batch))
         x = _noised(config, batch["x"], noise)
-        return -log_prob(params["flow"], x, _dropped(config, batch, drop)), Aux({})
+        return -log_prob(params["flow"], x, given.dropped(config, batch, drop)), Aux({})
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
-        x, _, label = drawn(config, params, z, keys, condition)
+        x, _, told = drawn(config, params, z, keys, condition)
         if config.noise:
             x = losses.denoised(
-                lambda y: log_prob(params["flow"], y, label), x, sigma=config.noise / 2
+                lambda y: log_prob(params["flow"], y, told), x, sigma=config.noise / 2
             )
         return jnp.clip(x, 0.0, 1.0)
 
     def encode(params: Any, x: Array, keys: Array, condition: Any = None) -> Array:
         del keys
-        return flow.to_latent(params["flow"], x, condition)[0]
+        return flow.to_latent(params["flow"], x, given.told(config, condition))[0]
 
     def log_likelihood(
         params: Any, x: Array, keys: Array, condition: Any = None, *, num_samples: int
@@ -64,7 +63,7 @@ def of_images(config: FlowConfig) -> Model:
         del num_samples
         x = _noised(config, x, keys)
         if condition is not None or not config.num_classes:
-            nats = log_prob(params["flow"], x, condition)
+            nats = log_prob(params["flow"], x, given.told(config, condition))
             return LogLikelihood(nats=nats, kind="exact")
         by_class = jax.lax.map(  # one class after the other, for memory's sake
             lambda label: log_prob(params["flow"], x, jnp.full(len(x), label)),
@@ -106,11 +105,11 @@ def bound(
 def drawn(
     config: FlowConfig, params: Any, z: Array, keys: Array, condition: Any
 ) -> tuple[Array, Array, Array | None]:
-    """Images at latents z, their log density `[B]` in nats, and their classes."""
-    label = _labels(config, condition, keys)
+    """Images at latents z, their log density `[B]` in nats, and what they were told."""
+    told = given.chosen(config, condition, keys)
     flow = flow_bijectors.image_flow(config)
-    x, log_det = flow.to_data(params["flow"], z, label)
-    return x, -losses.standard_normal_nll(z) - log_det, label
+    x, log_det = flow.to_data(params["flow"], z, told)
+    return x, -losses.standard_normal_nll(z) - log_det, told
 
 
 def _noised(config: FlowConfig, x: Array, keys: Array) -> Array:
@@ -119,26 +118,6 @@ def _noised(config: FlowConfig, x: Array, keys: Array) -> Array:
     shape = x.shape[1:]
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
     return x + config.noise / 2 * noise
-
-
-def _dropped(config: FlowConfig, batch: Batch, keys: Array) -> Array | None:
-    """The classes of a batch, some of them replaced by "none"."""
-    if config.num_classes is None:
-        return None
-    kept = jax.vmap(jax.random.uniform)(keys) >= config.label_dropout
-    return jnp.where(kept, batch["label"].astype(jnp.int32), config.num_classes)
-
-
-def _labels(config: FlowConfig, condition: Any, keys: Array) -> Array | None:
-    """The classes of samples: as given, or each sample's own draw."""
-    if config.num_classes is None:
-        return None
-    if condition is not None:
-        return condition
-    if config.sampling.label is not None:
-        return jnp.full(keys.shape, config.sampling.label)
-    num_classes = config.num_classes
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
 
 
 def _there_and_back(flow: Any) -> Any:

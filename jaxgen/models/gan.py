@@ -25,6 +25,7 @@ from jax import Array
 from jaxgen import augmentation, columns, likelihoods
 from jaxgen.losses import gan as games
 from jaxgen.losses import penalties
+from jaxgen.models import given
 from jaxgen.models.base import (
     Aux,
     Batch,
@@ -62,10 +63,11 @@ def make_gan(config: GANConfig) -> Model:
     of_images = config.columns is None
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
-        label = _drawn_label(config, keys) if condition is None else condition
-        return _to_data(config, _generated(config, params["generator"], z, label))
+        told = given.chosen(config, condition, keys)
+        return _to_data(config, _generated(config, params["generator"], z, told))
 
-    views = [("between latents, along an arc", _between(config))] if of_images else []
+    is_alone = of_images and not config.num_planes
+    views = [("between latents, along an arc", _between(config))] if is_alone else []
     if config.num_classes:
         views.append(("a class a row, a latent a column", _by_class(config)))
     unit = "nats" if config.game in OF_LOG_ODDS else "units of the game"
@@ -85,7 +87,7 @@ def make_gan(config: GANConfig) -> Model:
         prior=normal_prior((_latent_dim(config),)),
         generate=generate,
         density="discrete" if of_images else "other",
-        observation=_observation(config) if of_images else None,
+        observation=_observation(config) if is_alone else None,
         views=tuple(views),
         collapse=functools.partial(collapse, certain=CERTAIN.get(config.game)),
     )
@@ -123,12 +125,13 @@ def _observation(config: GANConfig) -> Observation:
 
 
 def discriminate(
-    config: GANConfig, params: Any, x: Array, label: Array | None = None
+    config: GANConfig, params: Any, x: Array, condition: Array | None = None
 ) -> Array:
     """The discriminator's logits `[B]` of data as a batch has them, `[B, *shape]`."""
     keys = jax.vmap(jax.random.key)(jnp.zeros(len(x), jnp.uint32))
     inside = _from_data(config, x, keys)
-    return _judged(config, params["discriminator"], inside, label)
+    told = given.told(config, condition)
+    return _judged(config, params["discriminator"], inside, told)
 
 
 def collapse(
@@ -170,15 +173,15 @@ def _discriminator_objective(config: GANConfig) -> Any:
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
     ) -> tuple[Array, Aux]:
         z_keys, keys, penalty_keys = _keys(3, example_keys(key, batch))
-        real, label, fake = _both(config, params, batch, z_keys)
+        real, told, fake = _both(config, params, batch, z_keys)
         fake = jax.lax.stop_gradient(fake)
         probability = _probability(config, extra, progress)
 
         def critic(x: Array) -> Array:
             times = len(x) // len(real)
-            told = None if label is None else jnp.repeat(label, times)
+            own = None if told is None else jnp.repeat(told, times, axis=0)
             x = _augmented(config, x, jnp.repeat(keys, times), probability)
-            return _judged(config, params["discriminator"], x, told)
+            return _judged(config, params["discriminator"], x, own)
 
         # Each sample beside its example: batches that are split over devices stay so.
         pairs = jnp.stack([real, fake], axis=1).reshape(-1, *real.shape[1:])
@@ -192,11 +195,11 @@ def _discriminator_objective(config: GANConfig) -> Any:
                 critic, real, fake, penalty_keys, checked=False
             )
         loss = games.GAMES[str(config.game)](*logits.T).discriminator
-        told = {"right/pair": logits[:, 0] > logits[:, 1]}
+        right = {"right/pair": logits[:, 0] > logits[:, 1]}
         if (boundary := BOUNDARIES.get(config.game)) is not None:
-            told["right/real"] = logits[:, 0] > boundary
-            told["right/fake"] = logits[:, 1] < boundary
-        terms = {name: value.astype(jnp.float32) for name, value in told.items()}
+            right["right/real"] = logits[:, 0] > boundary
+            right["right/fake"] = logits[:, 1] < boundary
+        terms = {name: value.astype(jnp.float32) for name, value in right.items()}
         root = jnp.sqrt(slopes)
         terms |= {"slope/real": root[:, 0], "slope/fake": root[:, 1]}
         if config.penalty != "none":
@@ -215,12 +218,12 @@ def _generator_objective(config: GANConfig) -> Any:
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
     ) -> tuple[Array, Aux]:
         z_keys, keys = _keys(2, example_keys(key, batch))
-        real, label, fake = _both(config, params, batch, z_keys)
+        real, told, fake = _both(config, params, batch, z_keys)
         probability = _probability(config, extra, progress)
 
         def judged(x: Array) -> Array:
             x = _augmented(config, x, keys, probability)
-            return _judged(config, params["discriminator"], x, label)
+            return _judged(config, params["discriminator"], x, told)
 
         fake = judged(fake)
         # Only the pairs look at data: the others' players pay alike whatever they say.
@@ -254,9 +257,9 @@ def _gamma(config: GANConfig, progress: Array) -> Array:
 def _both(
     config: GANConfig, params: Any, batch: Batch, keys: Array
 ) -> tuple[Array, Array | None, Array]:
-    """Data and labels of a batch, and as many samples of the same classes."""
+    """Data of a batch, what is told of them, and as many samples that are told the same."""
     data_keys, z_keys = _keys(2, keys)
-    label = batch["label"].astype(jnp.int32) if config.num_classes else None
+    label = given.of_batch(config, batch)
     z = normal_prior((_latent_dim(config),))(z_keys)
     fake = _generated(config, params["generator"], z, label)
     return _from_data(config, batch["x"], data_keys), label, fake
@@ -298,10 +301,11 @@ def _augmented(config: GANConfig, x: Array, keys: Array, probability: Array) -> 
 def _init(config: GANConfig, key: Array, batch: Batch) -> Any:
     keys = jax.random.split(key, 2)
     x = jnp.zeros((1, *batch["x"].shape[1:]))
-    z, label = jnp.zeros((1, _latent_dim(config))), jnp.zeros(1, jnp.int32)
+    z = jnp.zeros((1, _latent_dim(config)))
+    told = None if config.num_planes else jnp.zeros(1, jnp.int32)
     params = {
-        "discriminator": _discriminator(config).init(keys[0], x, label)["params"],
-        "generator": _generator(config).init(keys[1], z, label)["params"],
+        "discriminator": _discriminator(config).init(keys[0], x, told)["params"],
+        "generator": _generator(config).init(keys[1], z, told)["params"],
     }
     extra = {"augment": jnp.zeros(()), "sign": jnp.zeros(())}
     return params, extra if config.adaptive else ()
@@ -330,15 +334,6 @@ def _to_data(config: GANConfig, x: Array) -> Array:
         return jnp.clip((x + 1) / 2, 0.0, 1.0)
     x = columns.to_line(config.columns).to_data((), x)[0]
     return columns.rounded(config.columns, x)
-
-
-def _drawn_label(config: GANConfig, keys: Array) -> Array | None:
-    num, label = config.num_classes, config.sampling.label
-    if not num:
-        return None
-    if label is not None:
-        return jnp.full(len(keys), label)
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num))(keys)
 
 
 def _latent_dim(config: GANConfig) -> int:
@@ -387,7 +382,7 @@ def _generator(config: GANConfig) -> Any:
     if config.net == "dcgan":
         return nets.DCGANGenerator(shape, width, told)
     blocks, patch = int(config.blocks or 0), int(config.patch or 0)
-    return nets.ResidualGenerator(shape, width, blocks, patch, told)
+    return nets.ResidualGenerator(shape, width, blocks, patch, told, _planes(config))
 
 
 def _discriminator(config: GANConfig) -> Any:
@@ -397,4 +392,9 @@ def _discriminator(config: GANConfig) -> Any:
     if config.net == "dcgan":
         return nets.DCGANDiscriminator(width, told)
     blocks, patch = int(config.blocks or 0), int(config.patch or 0)
-    return nets.ResidualDiscriminator(width, blocks, patch, told)
+    return nets.ResidualDiscriminator(width, blocks, patch, told, _planes(config))
+
+
+def _planes(config: GANConfig) -> int:
+    """That the networks see; one says that they are told."""
+    return config.num_planes + 1 if config.num_planes else 0

@@ -10,6 +10,7 @@ from jaxgen._checks import (
     check_at_least,
     check_class_options,
     check_finite_options,
+    check_told,
 )
 from jaxgen.columns import Column
 
@@ -77,6 +78,7 @@ class GANConfig:
     num_classes: Annotated[int | None, tyro.conf.Suppress] = None
     shape: Annotated[tuple[int, ...] | None, tyro.conf.Suppress] = None
     columns: Annotated[tuple[Column, ...] | None, tyro.conf.Suppress] = None
+    num_planes: Annotated[int, tyro.conf.Suppress] = 0
 
     def __post_init__(self):
         check_finite_options(self)
@@ -102,6 +104,7 @@ def resolve(
     transform: str | None,
     num_classes: int | None = None,
     columns: tuple[Column, ...] | None = None,
+    num_planes: int = 0,
 ) -> tuple[GANConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
     is_table = columns is not None
@@ -113,8 +116,12 @@ def resolve(
         raise UserError("--conditional and --augment are for images")
     if any(column.is_context for column in columns or ()):
         raise UserError("a GAN is told no context columns: a flow is")
-    if config.conditional and not num_classes:
-        raise UserError("--conditional needs data with labels; these have none")
+    check_told(config.conditional, num_classes, num_planes)
+    if num_planes and (net != "residual" or config.augment):
+        raise UserError(
+            "a GAN on a --task has --net residual and no --augment: changes of an image "
+            "would have to be those of what is given with it"
+        )
     fitting = "none" if is_table else "levels"
     transform = fitting if transform is None else transform
     if transform != fitting:
@@ -136,5 +143,6 @@ def resolve(
         num_classes=num_classes if config.conditional else None,
         shape=tuple(shape),
         columns=columns,
+        num_planes=num_planes,
     )
     return resolved, transform

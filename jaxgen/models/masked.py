@@ -99,9 +99,10 @@ def resolve(
     transform: str | None,
     num_classes: int | None = None,
     columns: Any = None,
+    num_planes: int = 0,
 ) -> tuple[MaskedConfig, str]:
     """Takes the length of the windows from the data, and refuses what is no text."""
-    del num_classes
+    del num_classes, num_planes
     if len(shape) != 1 or columns is not None:
         raise UserError("masked models texts: --data text:pydoc, or text:FILE")
     if transform not in (None, "bytes"):

@@ -92,6 +92,7 @@ def make_vae(config: VAEConfig) -> Model:
     of_rows = config.columns is not None
     is_gaussian = config.likelihood == "gaussian"
     one_draw = config.gradient == "analytic"
+    is_alone = not (of_rows or config.autoencoder or config.num_planes)
 
     def prior(keys: Array, params: Any = None) -> Array:
         if config.prior != "normal" and params is None:
@@ -99,8 +100,7 @@ def make_vae(config: VAEConfig) -> Model:
         return net.prior(config, params and params["vae"], keys)
 
     def generate(params: Any, z: Array, keys: Array, condition: Any = None) -> Array:
-        del condition
-        x = net.mean(config, params["vae"], z)
+        x = net.mean(config, net.given(config, params["vae"], condition), z)
         if of_rows:  # a row without its noise would be none of the data's
             x = x + jnp.exp(params["vae"]["log_sigma"]) * net.noise(keys, x.shape[1:])
         return net.to_data(config, x)
@@ -108,9 +108,8 @@ def make_vae(config: VAEConfig) -> Model:
     def encode_sample(
         params: Any, x: Array, keys: Array, condition: Any = None
     ) -> Array:
-        del condition
         x, _ = net.to_inside(config, x, keys)
-        mu, log_var = encode(config, params["vae"], x)
+        mu, log_var = encode(config, net.given(config, params["vae"], condition), x)
         if config.autoencoder:
             return mu
         eps = net.noise(keys, (config.latent_dim,))
@@ -119,8 +118,8 @@ def make_vae(config: VAEConfig) -> Model:
     def log_likelihood(
         params: Any, x: Array, keys: Array, condition: Any = None, *, num_samples: int
     ) -> LogLikelihood:
-        del condition
-        return _importance_likelihood(config, params["vae"], x, keys, num_samples)
+        params = net.given(config, params["vae"], condition)
+        return _importance_likelihood(config, params, x, keys, num_samples)
 
     return Model(
         init=lambda key, batch: (
@@ -140,8 +139,8 @@ def make_vae(config: VAEConfig) -> Model:
         encode=encode_sample,
         log_likelihood=None if config.autoencoder else log_likelihood,
         density="other" if of_rows else likelihood(config).density,
-        observation=None if of_rows or config.autoencoder else _observation(config),
-        views=views(config),
+        observation=_observation(config) if is_alone else None,
+        views=() if config.num_planes else views(config),
     )
 
 
@@ -171,7 +170,8 @@ def _one_draw_objective(config: VAEConfig) -> Any:
     def objective(
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
     ) -> tuple[Array, Aux]:
-        params, keys = params["vae"], example_keys(key, batch)
+        params = net.given(config, params["vae"], batch.get("condition"))
+        keys = example_keys(key, batch)
         mask, extra = batch.get("mask"), _moved(config, extra)
         x, log_det = net.to_inside(config, batch["x"], keys)
         mu, log_var = encode(config, params, x)
@@ -281,20 +281,19 @@ def _iwae_objective(config: VAEConfig) -> Any:
         params: Any, extra: Any, batch: Batch, key: Array, progress: Array
     ) -> tuple[Array, Aux]:
         del extra, progress
+        params = net.given(config, params["vae"], batch.get("condition"))
         keys = example_keys(key, batch)
         x, log_det = net.to_inside(config, batch["x"], keys)
         eps = net.noise(keys, (config.num_importance, config.latent_dim))
         eps = eps.swapaxes(0, 1)
-        mu, log_var = encode(config, params["vae"], x)
+        mu, log_var = encode(config, params, x)
         z = _draws(mu, log_var, eps)
         if config.gradient == "dreg":
             mu, log_var = jax.lax.stop_gradient((mu, log_var))
         terms = {}
 
         def weights_at(z: Array) -> Array:
-            log_prob, log_ratio = _log_weight_terms(
-                config, params["vae"], x, z, mu, log_var
-            )
+            log_prob, log_ratio = _log_weight_terms(config, params, x, z, mu, log_var)
             # Called once, and in the trace of the loss: these are its own values.
             means = losses.vae.elbo_terms(
                 log_prob.mean(axis=0) + log_det, log_ratio.mean(axis=0)

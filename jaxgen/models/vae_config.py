@@ -98,6 +98,7 @@ class VAEConfig:
     sampling: Sampling = Sampling()
     shape: Annotated[tuple[int, ...] | None, tyro.conf.Suppress] = None
     columns: Annotated[tuple[Column, ...] | None, tyro.conf.Suppress] = None
+    num_planes: Annotated[int, tyro.conf.Suppress] = 0
 
     def __post_init__(self):
         check_finite_options(self)
@@ -175,6 +176,7 @@ def resolve(
     transform: str | None,
     num_classes: int | None = None,
     columns: tuple[Column, ...] | None = None,
+    num_planes: int = 0,
 ) -> tuple[VAEConfig, str]:
     """Fills what was left to the data, and refuses what does not fit together."""
     del num_classes
@@ -197,6 +199,10 @@ def resolve(
         )
     by_itself = "optimal" if analytic else "learned"
     sigma = config.sigma or (by_itself if config.geco is None else "computed")
+    if num_planes and config.prior == "vamp":
+        raise UserError(
+            "--prior vamp is not for a --task, which has a prior of its own"
+        )
     small = columns is not None or math.prod(shape) <= 1024
     net = config.net or ("mlp" if small else "conv")
     if columns is not None and net != "mlp":
@@ -210,6 +216,7 @@ def resolve(
         gradient=_gradient(config),
         shape=tuple(shape),
         columns=columns,
+        num_planes=num_planes,
     )
     return resolved, transform
 

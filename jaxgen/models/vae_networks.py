@@ -3,6 +3,11 @@
 Inside, data are `[B, H, W, C]`: images as they come in [0, 1], rows of a table brought to
 the whole line, as images of one pixel. The parameters are `{"encoder", "decoder",
 "centre"}`, with `"log_sigma"` of a Gaussian and `"pseudo"` of a VampPrior.
+
+On a task z given c is N(mu(c), diag sigma(c)^2), of a third network, `"prior"` (Sohn et al.
+2015, NeurIPS 28). What is called z elsewhere is then (z - mu(c)) / sigma(c), of which Q is a
+density and N(0, I) the prior: KL and weights are the same. `given` puts c beside the
+parameters: a VAE that is told c is one with other networks.
 """
 
 from typing import Any
@@ -15,7 +20,9 @@ from jaxgen import bijectors, columns, likelihoods, losses, mixtures
 from jaxgen.models.base import Batch
 from jaxgen.models.vae_config import VAEConfig
 from jaxgen.nets import coders
+from jaxgen.nets.conditioning import beside
 
+GIVEN = "given"  # beside the parameters
 SPREAD = 2**31 - 1  # what an example's key is folded with for its rounded values
 
 
@@ -38,19 +45,40 @@ def to_data(config: VAEConfig, x: Array) -> Array:
     return columns.rounded(config.columns, rows)
 
 
+def given(config: VAEConfig, params: Any, condition: Array | None) -> Any:
+    """The parameters, with a condition `[B, H, W, K]` in [0, 1] beside them on a task."""
+    if not config.num_planes:
+        return params
+    if condition is None:
+        raise ValueError("vae: a model of answers needs the condition, [B, H, W, K]")
+    return {**params, GIVEN: 2 * condition - 1}
+
+
 def encode(config: VAEConfig, params: Any, x: Array) -> tuple[Array, Array]:
     """Mean and log variance of Q(z given x), each `[B, L]`; `x [B, H, W, C]` inside."""
     centre = jax.lax.stop_gradient(params["centre"])  # the mean image: not trained
-    x = x - centre[None]
+    x = beside(x - centre[None], params.get(GIVEN), config.num_planes)
     return coders.applied(
         _encoder(config), params["encoder"], x, compute=config.compute
     )
 
 
 def decode(config: VAEConfig, params: Any, z: Array) -> Array:
-    """Parameters of p(x given z), `[B, H, W, C * num_outputs]`, for `likelihood(config)`."""
+    """Parameters of p(x given z), `[B, H, W, C * num_outputs]`, for `likelihood(config)`.
+
+    Where a condition is given, z may have K rows for each of its own, the K outermost.
+    """
+    told = []
+    if config.num_planes:
+        planes = params[GIVEN]
+        mu, log_var = coders.applied(
+            _encoder(config), params["prior"], planes, compute=config.compute
+        )
+        times = len(z) // len(planes)
+        z = jnp.tile(mu, (times, 1)) + jnp.tile(jnp.exp(log_var / 2), (times, 1)) * z
+        told = [jnp.tile(planes, (times, 1, 1, 1))]
     outputs = coders.applied(
-        _decoder(config), params["decoder"], z, compute=config.compute
+        _decoder(config), params["decoder"], z, *told, compute=config.compute
     )
     if config.likelihood != "gaussian":
         return outputs
@@ -137,12 +165,17 @@ def init(config: VAEConfig, key: Array, batch: Batch) -> Any:
     x, _ = to_inside(config, batch["x"], keys)
     mean = jnp.mean(x, axis=0)
     encoder_key, decoder_key = jax.random.split(key)
-    z = jnp.zeros((1, config.latent_dim))
+    z, seen = jnp.zeros((1, config.latent_dim)), beside(x[:1], None, config.num_planes)
+    planes = seen[..., x.shape[-1] :]
+    told = [planes] if config.num_planes else []
     params = {
-        "encoder": _encoder(config).init(encoder_key, x[:1])["params"],
-        "decoder": _decoder(config).init(decoder_key, z)["params"],
+        "encoder": _encoder(config).init(encoder_key, seen)["params"],
+        "decoder": _decoder(config).init(decoder_key, z, *told)["params"],
         "centre": mean,
     }
+    if config.num_planes:
+        own = jax.random.fold_in(key, 1)
+        params["prior"] = _encoder(config).init(own, planes)["params"]
     if config.prior == "vamp":
         params["pseudo"] = jnp.resize(x, (config.num_pseudo, *x.shape[1:]))
     if config.likelihood == "gaussian":

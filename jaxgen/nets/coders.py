@@ -58,7 +58,10 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """`z [B, L] -> outputs [B, H, W, num_channels]` through dense layers."""
+    """`z [B, L] -> outputs [B, H, W, num_channels]` through dense layers.
+
+    They may be told planes `[B, H, W, K]` besides.
+    """
 
     hidden: Sequence[int]
     size: tuple[int, int]
@@ -67,9 +70,13 @@ class MLPDecoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Array, planes: Array | None = None) -> Array:
         """Decodes latents to the parameters of a likelihood."""
         h = z
+        if planes is not None:
+            h = jnp.concatenate(
+                [z, planes.reshape(len(z), -1).astype(z.dtype)], axis=-1
+            )
         for width in self.hidden:
             h = _block(self, _dense(width, self.activation), h)
         height, width = self.size
@@ -99,7 +106,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mirror image of `ConvEncoder`."""
+    """The mirror image of `ConvEncoder`; planes `[B, H, W, K]` join it at every level."""
 
     width: int
     num_levels: int
@@ -109,16 +116,19 @@ class ConvDecoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Array, planes: Array | None = None) -> Array:
         """Decodes latents to the parameters of a likelihood."""
-        sizes = [self.size]
+        sizes, told = [self.size], [] if planes is None else [planes.astype(z.dtype)]
         for _ in range(self.num_levels - 1):
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+            told.extend(patches(each) for each in told[-1:])
         channels = self.width * 2 ** (self.num_levels - 1)
         height, width = sizes[-1]
         h = nn.Dense(height * width * channels)(z)
         h = h.reshape(z.shape[0], height, width, channels)
         for level in reversed(range(self.num_levels)):
+            if told:
+                h = h + nn.Dense(h.shape[-1], name=f"told_{level}")(told[level])
             for _ in range(self.num_blocks):
                 h = _block(self, _residual, h)
             if level > 0:

@@ -1,4 +1,4 @@
-"""What a denoising network is told besides the image: noise level, class, interval."""
+"""What networks are told besides the image: noise level, class, interval, planes."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -37,6 +37,46 @@ class Conditioning(nn.Module):
             )
             h = h + dense(waves(interval))
         return nn.silu(nn.Dense(self.features, name="output")(nn.silu(h)))
+
+
+class Told(nn.Module):
+    """What every place of a network hears: `(B, classes or planes or None) -> [B, width]`.
+
+    Attributes:
+        width: Channels.
+        num_classes: Labels are 0 .. num_classes - 1, and num_classes is "none".
+        planes: Shape `(H, W, K)` of planes that come instead of classes, or `()`; where
+            none come they are zero.
+    """
+
+    width: int
+    num_classes: int = 0
+    planes: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, batch: int, condition: Array | None) -> Array:
+        """Zeros where there is nothing to tell."""
+        if self.planes:
+            if condition is None:
+                condition = jnp.zeros((batch, *self.planes))
+            h = condition.reshape(batch, -1)
+            for number in range(2):
+                h = nn.silu(nn.Dense(2 * self.width, name=f"planes_{number}")(h))
+            return nn.Dense(self.width, name="planes")(h)
+        if not self.num_classes:
+            return jnp.zeros((batch, 1))
+        if condition is None:
+            condition = jnp.full(batch, self.num_classes)
+        return nn.Embed(self.num_classes + 1, self.width, name="label")(condition)
+
+
+def beside(x: Array, planes: Array | None, num_planes: int) -> Array:
+    """An image and the planes that are given with it, `[B, H, W, C + num_planes]`."""
+    if not num_planes:
+        return x
+    if planes is None:
+        planes = jnp.zeros((*x.shape[:-1], num_planes), x.dtype)
+    return jnp.concatenate([x, planes.astype(x.dtype)], axis=-1)
 
 
 def waves(x: Array, num: int = 16, highest: float = 32.0) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import bijectors
+from jaxgen.nets.conditioning import Told
 from jaxgen.nets.conv import Conv
 
 ZEROS = nn.initializers.zeros
@@ -167,8 +168,7 @@ class CausalTransformer(nn.Module):
         width: Channels of a token.
         num_layers: Of attention and a two-layer network each.
         head_width: Channels of a head.
-        num_classes: Labels are 0 .. num_classes - 1, and num_classes is "none"; 0 where
-            it knows no classes.
+        num_classes: As of `Told`, and so are `planes`.
 
     References:
         Zhai et al. 2024 (TarFlow), section 2.2, arXiv:2412.06329.
@@ -180,6 +180,7 @@ class CausalTransformer(nn.Module):
     num_layers: int = 2
     head_width: int = 32
     num_classes: int = 0
+    planes: tuple[int, ...] = ()
 
     def setup(self):
         """The layers, shared by both ways to call them."""
@@ -187,8 +188,7 @@ class CausalTransformer(nn.Module):
         self.input = nn.Dense(self.width)
         self.start = self.param("start", normal, (self.width,))
         self.place = self.param("place", normal, (self.length, self.width))
-        if self.num_classes:
-            self.label = nn.Embed(self.num_classes + 1, self.width)
+        self.told = Told(self.width, self.num_classes, self.planes)
         self.layers = [
             _Layer(self.width, self.head_width) for _ in range(self.num_layers)
         ]
@@ -196,11 +196,11 @@ class CausalTransformer(nn.Module):
         self.output = nn.Dense(self.num_outputs, kernel_init=ZEROS)
 
     def __call__(self, h: Array, condition: Array | None = None) -> Array:
-        """`h [B, T, C]`, labels `[B]` or None `-> [B, T, num_outputs]`."""
+        """`h [B, T, C]`, labels `[B]`, planes or None `-> [B, T, num_outputs]`."""
         before = self.input(h[:, :-1])
         start = jnp.broadcast_to(self.start[None, None], (len(h), 1, self.width))
         tokens = jnp.concatenate([start, before], axis=1)
-        tokens = tokens + self.place[None] + self._told(len(h), condition)[:, None]
+        tokens = tokens + self.place[None] + self.told(len(h), condition)[:, None]
         places = jnp.arange(self.length)
         for layer in self.layers:
             tokens = layer(tokens, places[:, None] >= places[None])
@@ -215,7 +215,7 @@ class CausalTransformer(nn.Module):
     ) -> tuple[Array, tuple[Array, Array]]:
         """What `__call__` says of block t, from block t - 1 and what was kept before."""
         token = jnp.where(t == 0, self.start[None], self.input(last))
-        token = token + self.place[t][None] + self._told(len(last), condition)
+        token = token + self.place[t][None] + self.told(len(last), condition)
         keys, values = memory
         for number, layer in enumerate(self.layers):
             token, own_keys, own_values = layer.step(
@@ -224,11 +224,6 @@ class CausalTransformer(nn.Module):
             keys = keys.at[number].set(own_keys)
             values = values.at[number].set(own_values)
         return self.output(self.norm(token)), (keys, values)
-
-    def _told(self, batch: int, condition: Array | None) -> Array:
-        if not self.num_classes:
-            return jnp.zeros((batch, 1))
-        return self.label(_labels(batch, condition, self.num_classes))
 
 
 class TokenTransformer(nn.Module):
@@ -245,19 +240,16 @@ class TokenTransformer(nn.Module):
     num_layers: int = 2
     head_width: int = 32
     num_classes: int = 0
+    planes: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, h: Array, condition: Array | None = None) -> Array:
-        """The raw parameters of transforms; labels `[B]` or None."""
+        """The raw parameters of transforms; labels `[B]`, planes or None."""
         normal = nn.initializers.normal(0.02)
         tokens = nn.Dense(self.width, name="input")(h)
         place = self.param("place", normal, (h.shape[1], self.width))
-        tokens = tokens + place[None]
-        if self.num_classes:
-            label = nn.Embed(self.num_classes + 1, self.width, name="label")
-            tokens = (
-                tokens + label(_labels(len(h), condition, self.num_classes))[:, None]
-            )
+        told = Told(self.width, self.num_classes, self.planes, name="told")
+        tokens = tokens + place[None] + told(len(h), condition)[:, None]
         for number in range(self.num_layers):
             layer = _Layer(self.width, self.head_width, name=f"layers_{number}")
             tokens = layer(tokens, jnp.ones((h.shape[1],) * 2, bool))
@@ -272,7 +264,7 @@ class ConvNetwork(nn.Module):
     Attributes:
         num_outputs: Of the last one, which starts at zero.
         width: Channels between.
-        num_classes: As of `CausalTransformer`.
+        num_classes: As of `Told`, and so are `planes`.
 
     References:
         Kingma & Dhariwal 2018 (Glow), section 3.3, arXiv:1807.03039.
@@ -281,21 +273,16 @@ class ConvNetwork(nn.Module):
     num_outputs: int
     width: int = 64
     num_classes: int = 0
+    planes: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, h: Array, condition: Array | None = None) -> Array:
-        """The raw parameters of transforms; labels `[B]` or None."""
+        """The raw parameters of transforms; labels `[B]`, planes or None."""
         h = Conv(self.width, (3, 3), name="input")(h)
-        if self.num_classes:
-            label = nn.Embed(self.num_classes + 1, self.width, name="label")
-            told = label(_labels(len(h), condition, self.num_classes))
-            h = h + told[:, None, None]
+        told = Told(self.width, self.num_classes, self.planes, name="told")
+        h = h + told(len(h), condition)[:, None, None]
         h = nn.silu(Conv(self.width, (1, 1), name="middle")(nn.silu(h)))
         return Conv(self.num_outputs, (3, 3), kernel_init=ZEROS, name="output")(h)
-
-
-def _labels(batch: int, condition: Array | None, none: int) -> Array:
-    return jnp.full(batch, none) if condition is None else condition
 
 
 class _Layer(nn.Module):
@@ -356,8 +343,8 @@ def causal_network(
 
     Args:
         module: The network.
-        guidance: Where a class is given, w of what is told by u + w (c - u), from c of the
-            class and u of none; 1 is the model.
+        guidance: Where a condition is given, w of what is told by u + w (c - u), from c
+            of the condition and u of none; 1 is the model.
     """
     init, plain = network(module)
 

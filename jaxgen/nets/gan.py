@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.nets.conditioning import beside
 from jaxgen.nets.conv import Conv, ConvTranspose
 from jaxgen.nets.patches import patches, unpatched
 
@@ -29,10 +30,11 @@ def sides(height: int, width: int) -> list[tuple[int, int]]:
 
 
 class ResidualGenerator(nn.Module):
-    """`(z [B, L], label [B] or None) -> [B, H, W, C]`, about in [-1, 1]; unbounded.
+    """`(z [B, L], told or None) -> [B, H, W, C]`, about in [-1, 1]; unbounded.
 
     Huang et al. 2025 (R3GAN), section 4, arXiv:2501.05441, with whole instead of grouped
-    convolutions between fewer channels.
+    convolutions between fewer channels. What is told are labels `[B]` or planes `[B, H, W,
+    num_planes]`; these go down through as many blocks, and join the way up at each stage.
 
     Attributes:
         shape: Of an image.
@@ -40,6 +42,7 @@ class ResidualGenerator(nn.Module):
         num_blocks: Residual blocks a stage.
         patch: Side of the squares of pixels that become one at the largest stage.
         num_classes: Of which labels are told; 0 for none.
+        num_planes: That are told; zeros if none come.
     """
 
     shape: tuple[int, int, int]
@@ -47,28 +50,48 @@ class ResidualGenerator(nn.Module):
     num_blocks: int = 2
     patch: int = 2
     num_classes: int = 0
+    num_planes: int = 0
 
     @nn.compact
-    def __call__(self, z: Array, label: Array | None = None) -> Array:
+    def __call__(self, z: Array, told: Array | None = None) -> Array:
         """Images."""
         height, width, channels = self.shape
         stages = sides(-(-height // self.patch), -(-width // self.patch))
-        depth = len(stages) * self.num_blocks
-        h = _started(self, z, label, stages[-1], self.width * _times(len(stages) - 1))
+        depth, given = len(stages) * self.num_blocks, []
+        if self.num_planes:
+            empty = jnp.zeros((len(z), height, width, 0), z.dtype)
+            given, told = self._down(beside(empty, told, self.num_planes)), None
+        h = _started(self, z, told, stages[-1], self.width * _times(len(stages) - 1))
         for stage in reversed(range(len(stages))):
             if stage < len(stages) - 1:
                 own = self.width * _times(stage)
                 if h.shape[-1] != own:
                     h = nn.Dense(own, use_bias=False, name=f"narrowed_{stage}")(h)
                 h = doubled(h)[:, : stages[stage][0], : stages[stage][1]]
+            if given:
+                h = h + given[stage]
             for number in range(self.num_blocks):
                 h = Block(depth, name=f"stage_{stage}_{number}")(h)
         x = unpatched(nn.Dense(channels * self.patch**2, name="output")(h), self.patch)
         return x[:, :height, :width]
 
+    def _down(self, planes: Array) -> list[Array]:
+        """What is told at every stage, the largest first."""
+        h = nn.Dense(self.width, name="told")(patches(planes, self.patch))
+        found, num = [], len(sides(*h.shape[1:3]))
+        for stage in range(num):
+            if stage:
+                h = nn.Dense(self.width * _times(stage), name=f"told_{stage}")(
+                    halved(h)
+                )
+            for number in range(self.num_blocks):
+                h = Block(num * self.num_blocks, name=f"down_{stage}_{number}")(h)
+            found.append(h)
+        return found
+
 
 class ResidualDiscriminator(nn.Module):
-    """`(x [B, H, W, C], label [B] or None) -> logits [B]`, each of its own image alone.
+    """`(x [B, H, W, C], told or None) -> logits [B]`, each of its own image alone.
 
     Attributes are those of `ResidualGenerator`.
     """
@@ -77,11 +100,13 @@ class ResidualDiscriminator(nn.Module):
     num_blocks: int = 2
     patch: int = 2
     num_classes: int = 0
+    num_planes: int = 0
 
     @nn.compact
-    def __call__(self, x: Array, label: Array | None = None) -> Array:
+    def __call__(self, x: Array, told: Array | None = None) -> Array:
         """Logits."""
-        h = nn.Dense(self.width, name="input")(patches(x, self.patch))
+        seen = beside(x, told, self.num_planes)
+        h = nn.Dense(self.width, name="input")(patches(seen, self.patch))
         stages = sides(*h.shape[1:3])
         depth = len(stages) * self.num_blocks
         for stage in range(len(stages)):
@@ -93,7 +118,7 @@ class ResidualDiscriminator(nn.Module):
                 h = Block(depth, name=f"stage_{stage}_{number}")(h)
         spread = 1 / math.sqrt(math.prod(h.shape[1:3]))
         basis = self.param("basis", nn.initializers.normal(spread), h.shape[1:])
-        return _judged(self, jnp.sum(h * basis[None], axis=(1, 2)), label)
+        return _judged(self, jnp.sum(h * basis[None], axis=(1, 2)), told)
 
 
 class Block(nn.Module):

@@ -13,12 +13,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxgen.nets.attention import Attention
-from jaxgen.nets.conditioning import Conditioning, waves
+from jaxgen.nets.conditioning import Conditioning, beside, waves
 from jaxgen.nets.patches import patches, unpatched
 
 
 class Transformer(nn.Module):
-    """`(x [B, H, W, C], noise [B], label [B], interval [B]) -> [B, H, W, C]`.
+    """`(x [B, H, W, C], noise [B], label, interval [B], planes) -> [B, H, W, C]`.
 
     Attributes:
         width: Channels of a token.
@@ -26,6 +26,7 @@ class Transformer(nn.Module):
         head_width: As in `Attention`.
         patch: Side of the squares of pixels that become one token; it divides H and W.
         num_classes: As in `Conditioning`, and so is `has_interval`.
+        num_planes: As in `UNet`.
         remat: Whether layers are computed again for the gradient, to save memory.
         jvp: For the same call as `UNet`; `jax.jvp` can be taken of every form.
     """
@@ -35,6 +36,7 @@ class Transformer(nn.Module):
     head_width: int = 32
     patch: int = 2
     num_classes: int = 0
+    num_planes: int = 0
     has_interval: bool = False
     remat: bool = False
     jvp: bool = False
@@ -46,6 +48,7 @@ class Transformer(nn.Module):
         noise: Array,
         label: Array | None = None,
         interval: Array | None = None,
+        planes: Array | None = None,
     ) -> Array:
         """The raw output F; ValueError for an odd depth or sides that do not fit."""
         if self.depth < 2 or self.depth % 2:
@@ -57,7 +60,7 @@ class Transformer(nn.Module):
         told = Conditioning(
             self.width, self.num_classes, self.has_interval, name="conditioning"
         )(noise, label, interval).astype(x.dtype)
-        h = patches(x, self.patch)
+        h = patches(beside(x, planes, self.num_planes), self.patch)
         batch, rows, columns, pixels = h.shape
         place = nn.Dense(self.width, use_bias=False, name="place")(
             places(rows, columns, x.dtype)
@@ -69,6 +72,7 @@ class Transformer(nn.Module):
             2 * self.width, kernel_init=nn.initializers.zeros, name="output_film"
         )(told)
         scale, shift = jnp.split(film[:, None], 2, axis=-1)
+        pixels = x.shape[-1] * self.patch**2
         h = nn.Dense(pixels, kernel_init=nn.initializers.zeros, name="output")(
             _normalised(h) * (1.0 + scale) + shift
         )

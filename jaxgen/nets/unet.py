@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.nets.attention import Attention
-from jaxgen.nets.conditioning import Conditioning
+from jaxgen.nets.conditioning import Conditioning, beside
 from jaxgen.nets.conv import Conv
 from jaxgen.nets.patches import patches, unpatched
 
 
 class UNet(nn.Module):
-    """`(x [B, H, W, C], noise [B], label [B], interval [B]) -> [B, H, W, C]`.
+    """`(x [B, H, W, C], noise [B], label, interval [B], planes) -> [B, H, W, C]`.
 
     Attributes:
         widths: Channels of each level; the image is halved between them.
@@ -27,6 +27,7 @@ class UNet(nn.Module):
         patch: Side of the squares of pixels that become one at the first level.
         attention_side: Levels whose images are at most this high have attention.
         num_classes: As in `Conditioning`, and so is `has_interval`.
+        num_planes: That it sees beside x, `[B, H, W, num_planes]`; zeros if none come.
         remat: Whether blocks are computed again for the gradient, to save memory.
         jvp: Whether `jax.jvp` will be taken (see `nets.conv`).
     """
@@ -36,6 +37,7 @@ class UNet(nn.Module):
     patch: int = 1
     attention_side: int = 8
     num_classes: int = 0
+    num_planes: int = 0
     has_interval: bool = False
     remat: bool = False
     jvp: bool = False
@@ -47,13 +49,14 @@ class UNet(nn.Module):
         noise: Array,
         label: Array | None = None,
         interval: Array | None = None,
+        planes: Array | None = None,
     ) -> Array:
         """The raw output F of the network."""
         told = Conditioning(
             4 * self.widths[0], self.num_classes, self.has_interval, name="conditioning"
         )(noise, label, interval).astype(x.dtype)
         h = Conv(self.widths[0], (3, 3), jvp=self.jvp, name="input")(
-            patches(x, self.patch)
+            patches(beside(x, planes, self.num_planes), self.patch)
         )
         skips = []
         for level, width in enumerate(self.widths):
