@@ -91,6 +91,10 @@ class SampleOptions:
     texts F.txt, F.npz or F.png; by default RUN/sample.png, .csv or .txt."""
     log_prob: bool = False
     """Beside each row of a table log p(row | its context) in nats, in F.csv or F.npz."""
+    then: Path | None = None
+    """A run on --task enlarge, of any family, that enlarges what this one draws."""
+    noise: float = 0.0
+    """Of --then: deviation of the noise under which it sees the small images, 0 to 0.2."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,12 @@ class EvaluateOptions:
     """Fixes the noise of the estimate, and the samples that are judged."""
     data_dir: str | None = None
     """Where the data lie now, if not where they lay in training."""
+    answers: int = 10
+    """Of a run on a --task: answers to each of 100 test examples to be judged; 0: none."""
+    base: Path | None = None
+    """Of a run on --task enlarge: a run that draws what it enlarges, not the test split."""
+    noise: float = 0.0
+    """Of --base, as in jaxgen sample."""
     ema_width: float | None = None
     """Judge the average of this width, rebuilt from what --ema-widths has stored."""
     json: bool = False

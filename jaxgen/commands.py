@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
@@ -22,6 +21,7 @@ from jaxgen.bench import throughput
 from jaxgen.evaluate import judgement, likelihood, quality, tables
 from jaxgen.train import (
     assembly,
+    cascade,
     checkpoint,
     expost,
     health,
@@ -164,7 +164,8 @@ def sample(options: Any, sampling: Any = None) -> int:
     if options.num < 1:
         raise UserError(f"--num must be at least 1, got {options.num}")
     check_seed(options.seed)
-    shown = medium.of(rundir.RunFolder(options.run).read_config().model)
+    last = options.run if options.then is None else options.then
+    shown = medium.of(rundir.RunFolder(last).read_config().model)
     out = options.out or options.run / f"sample{shown.suffixes[0]}"
     if out.suffix not in shown.suffixes:
         endings = " or ".join(shown.suffixes)
@@ -176,7 +177,11 @@ def sample(options: Any, sampling: Any = None) -> int:
         _check_log_prob(loaded, out)
     for note in loaded.notes:
         say(note)
-    draw = assembly.Sampler(loaded)
+    if options.then is None:
+        draw = assembly.Sampler(loaded)
+    else:
+        base, loaded = loaded, expost.load(options.then)
+        draw = cascade.Cascade(base, loaded, level=options.noise)
     starts = range(0, options.num, draw.num)
     samples = [draw(loaded.params, options.seed, start) for start in starts]
     samples = np.concatenate(samples)[: options.num]
@@ -262,7 +267,7 @@ def evaluate(options: Any, sampling: Any = None) -> int:
     """
     if options.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, got {options.num_samples}")
-    for flag in ("ais", "judge"):
+    for flag in ("ais", "judge", "answers"):
         if (value := getattr(options, flag)) < 0:
             raise UserError(f"--{flag} must be 0 (none) or more, got {value}")
     if options.num != 0 and options.num < quality.LEAST:
@@ -343,17 +348,19 @@ def _dry_run(bound: session.Session, dataset: data.Dataset) -> None:
     """Prints the resolved config, the parameter count and the shapes of one step."""
     config = bound.config
     state = session.abstract_state(bound)
-    shape = (config.train.batch_size, *config.model.shape)
-    batch = {
-        name: jax.ShapeDtypeStruct((shape[0], *a.shape[1:]), a.dtype)
+    key, prepare = jax.random.key(0), data.make_prepare(config.data, training=True)
+    raw = {
+        name: jax.ShapeDtypeStruct((config.train.batch_size, *a.shape[1:]), a.dtype)
         for name, a in dataset.train.take(np.arange(1)).items()
-    } | {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    }
+    batch = jax.eval_shape(prepare, raw, key)
     advance = update.make_update(
         bound.model, bound.optimizers, num_steps=config.train.steps
     )
-    _, metrics = jax.eval_shape(advance, state, batch, jax.random.key(0))
-    shapes = {"batch.x": shape}
-    shapes |= {
+    _, metrics = jax.eval_shape(advance, state, batch, key)
+    shapes = {
+        f"batch.{n}": batch[n].shape for n in ("x", "condition") if n in batch
+    } | {
         f"params{jax.tree_util.keystr(path)}": leaf.shape
         for path, leaf in jax.tree.leaves_with_path(state.params)
     }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -10,33 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax import Array
 
-from jaxgen import data, operators
+from jaxgen import data, operators, tasks
 from jaxgen._checks import UserError, check_seed, unknown
-from jaxgen.data import images
+from jaxgen.data import conditions, images
 from jaxgen.models.base import indexed_keys
 from jaxgen.samplers import conditional
-from jaxgen.train import expost, pictures, rundir, session
+from jaxgen.train import answering, expost, pictures, rundir, session
 from jaxgen.train.console import say
 
-AT_ONCE = 8  # answers, whatever their number: one program, and no other rounding
-SCALES = (2, 4)
 BLANK = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditOptions:
-    """Several answers to an image of which a part is seen, by an unconditional diffusion run.
+    """Several answers to an image of which a part is seen.
 
-    Each row of the picture has what is seen, the answers, and the image that was given.
-    Answer k to image i depends on (seed, i, k) only. Nothing is trained. `jaxgen edit RUN
-    --help` also shows what this run's model lets one choose anew.
+    By a run that was trained on a --task, or, with nothing trained anew, by a diffusion run of
+    images alone. Each row of the picture has what is seen, the answers, and the image that was
+    given. Answer k to image i depends on (seed, i, k) only. `jaxgen edit RUN --help` also
+    shows what this run's model lets one choose anew.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
-    task: Literal["colourise", "inpaint", "enlarge"] = tyro.MISSING
-    """Colour for a grey image, what is under a mask, or an image --scale times as large."""
+    task: Literal["colourise", "inpaint", "enlarge"] | None = None
+    """Colour for a grey image, what is under a mask, or an image --scale times as large; of a
+    run on a task that one."""
     image: tuple[Path, ...] = ()
     """Image files, whole ones or what is seen of them (grey, or small); of another size they
     are cropped to the centre and resized. By default images of the run's test split."""
@@ -45,15 +46,16 @@ class EditOptions:
     num_images: int = 4
     """Images of the test split, where no --image is given."""
     mask: str | None = None
-    """What inpaint hides: centre (the default), half (the right one), boxes, pixels (75 %), or
-    F.png of the run's size, white where it is hidden."""
+    """What inpaint hides: centre, half (the right one), boxes, pixels (75 %), or F.png of the
+    run's size, white where it is hidden; by default what the run was trained on, or centre."""
     scale: int | None = None
     """Of enlarge: 2 (the default) or 4."""
     method: conditional.Method = "pseudo_inverse"
-    """How the network is led to what is seen. pseudo_inverse and moments lead any --sampler
-    (auto: 64 steps of ddpm), dps, repaint and replacement have their own steps, those of
-    ddpm. moments is exact for Gaussian data, but asks more of a network and of the time to
-    compile; replacement is biased, and here to be compared with."""
+    """How the network of a run of images alone is led to what is seen. pseudo_inverse and
+    moments lead any --sampler (auto: 64 steps of ddpm), dps, repaint and replacement have
+    their own steps, those of ddpm. moments is exact for Gaussian data, but asks more of a
+    network and of the time to compile; replacement is biased, and here to be compared
+    with."""
     resamples: int = conditional.RESAMPLES
     """How often repaint takes each step."""
     step_size: float = conditional.STEP_SIZE
@@ -93,16 +95,12 @@ def edit(options: EditOptions, sampling: Any = None) -> int:
         options: Of the command.
         sampling: The model's options under this name, chosen anew.
     """
-    _check(options)
     config = rundir.RunFolder(options.run).read_config()
-    model = session.bind(config).model
-    if model.answer is None:
-        raise UserError(
-            "jaxgen edit leads the denoising steps of a diffusion run of images, trained "
-            f"without --one-step; {options.run} ({config.family} on {config.data.name}) has none"
-        )
+    options = _of_run(options, config)
+    _check(options)
     shape = tuple(config.model.shape)
-    _check_task(options, shape)
+    scale = options.scale or conditions.SCALES[0]
+    data.check_task(str(options.task), shape, scale, str(options.run))
     out = options.run / "edit.png" if options.out is None else options.out
     given = _given(options, config, shape)
     loaded = expost.load(options.run, sampling, ema_width=options.ema_width)
@@ -112,9 +110,41 @@ def edit(options: EditOptions, sampling: Any = None) -> int:
     if getattr(chosen, "num_classes", None) and chosen.sampling.label is None:
         say("the run knows classes: no class is told; --label K tells one")
     found = _answers(options, loaded, given)
-    _tell(options, given, found)
+    how = f" by {options.method}" if loaded.config.data.task is None else ""
+    _tell(options, given, found, how)
     sys.stdout.writelines(f"{path}\n" for path in _write(out, given, found))
     return 0
+
+
+def _of_run(options: EditOptions, config: Any) -> EditOptions:
+    """With the task, mask and scale that the run was trained on, where there are any."""
+    trained = config.data
+    if trained.task is None:
+        if options.task is None:
+            raise UserError("--task says what is asked: colourise, inpaint or enlarge")
+        if session.bind(config).model.answer is None:
+            raise UserError(
+                "jaxgen edit takes runs on a --task, and diffusion runs of images trained "
+                f"without --one-step; {options.run} is {config.family} on {trained.name}"
+            )
+        return options
+    if trained.task == "next-frame":
+        raise UserError(
+            "jaxgen edit has no image to ask a run on --task next-frame about: jaxgen "
+            "evaluate shows its answers to the test split"
+        )
+    if options.task not in (None, trained.task) or (
+        options.scale not in (None, trained.scale)
+    ):
+        asked = f"--task {trained.task}"
+        asked += f" --scale {trained.scale}" if trained.scale else ""
+        raise UserError(
+            f"{options.run} was trained on {asked}: it answers nothing else"
+        )
+    mask = options.mask or trained.mask
+    return dataclasses.replace(
+        options, task=trained.task, mask=mask, scale=trained.scale
+    )
 
 
 def _check(options: EditOptions) -> None:
@@ -126,7 +156,7 @@ def _check(options: EditOptions) -> None:
     for flag, task in (("mask", "inpaint"), ("scale", "enlarge")):
         if getattr(options, flag) is not None and options.task != task:
             raise UserError(f"--{flag} is for --task {task}, not {options.task}")
-    if options.scale not in (None, *SCALES):
+    if options.scale not in (None, *conditions.SCALES):
         raise UserError(f"--scale must be 2 or 4, got {options.scale}")
     if (out := options.out) is None:
         return
@@ -136,30 +166,12 @@ def _check(options: EditOptions) -> None:
         raise UserError(f"--out: no such folder: {out.parent}")
 
 
-def _check_task(options: EditOptions, shape: tuple[int, ...]) -> None:
-    """Whether the task is one of images of this shape."""
-    height, width, channels = shape
-    size = f"{height}x{width}"
-    if options.task == "colourise" and channels != 3:
-        raise UserError(
-            f"--task colourise is for runs of colour images; those of {options.run} are grey "
-            f"({size}x{channels}): inpaint and enlarge fit"
-        )
-    scale = options.scale or SCALES[0]
-    if options.task == "enlarge" and (height % scale or width % scale):
-        fits = [str(s) for s in SCALES if height % s == width % s == 0]
-        raise UserError(
-            f"--scale {scale} does not divide the run's images of {size}; "
-            + (f"--scale {' or '.join(fits)} does" if fits else "no other does")
-        )
-
-
-def _operator(options: EditOptions, hidden: jax.Array) -> operators.Operator:
+def _operator(options: EditOptions, hidden: Array) -> operators.Operator:
     if options.task == "inpaint":
         return operators.mask(hidden)
     if options.task == "colourise":
         return operators.luma()
-    return operators.block_mean(options.scale or SCALES[0])
+    return operators.block_mean(options.scale or conditions.SCALES[0])
 
 
 def _given(options: EditOptions, config: Any, shape: tuple[int, ...]) -> list[Given]:
@@ -207,13 +219,13 @@ def _given(options: EditOptions, config: Any, shape: tuple[int, ...]) -> list[Gi
     return given
 
 
-def _unit(x: np.ndarray) -> jax.Array:
+def _unit(x: np.ndarray) -> Array:
     """Levels to the middle of what dequantising makes of them."""
     return (jnp.asarray(x, jnp.float32) + 0.5) / 256
 
 
 def _shown(
-    options: EditOptions, seen: jax.Array, hidden: np.ndarray, shape: tuple[int, ...]
+    options: EditOptions, seen: Array, hidden: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
     """What is seen as a picture: small ones with repeated pixels, grey where it is hidden."""
     picture = np.asarray(seen)
@@ -256,7 +268,7 @@ def _read(
     height, width, channels = shape
     x = _pixels("--image", path, channels)
     if options.task == "enlarge":
-        scale = options.scale or SCALES[0]
+        scale = options.scale or conditions.SCALES[0]
         small = height // scale, width // scale
         if x.shape[:2] == small:
             return x, None
@@ -298,49 +310,53 @@ def _size(x: np.ndarray) -> str:
 def _answers(
     options: EditOptions, loaded: session.Loaded, given: Sequence[Given]
 ) -> np.ndarray:
-    """`[images, num, H, W, C]` in [0, 1], by one compiled program."""
-    some = jax.jit(_program(options, loaded))
-    key = jax.random.key(options.seed)
-    pairs = [(i, k) for i in range(len(given)) for k in range(options.num)]
-    found = []
-    for start in range(0, len(pairs), AT_ONCE):
-        part = pairs[start : start + AT_ONCE]
-        part += part[-1:] * (AT_ONCE - len(part))
-        image, number = (
-            np.array(column, np.int32) for column in zip(*part, strict=True)
-        )
-        seen, hidden = (
-            np.stack([getattr(given[i], name) for i in image])
-            for name in ("seen", "hidden")
-        )
-        found.append(np.asarray(some(loaded.params, key, image, number, seen, hidden)))
-    whole = np.concatenate(found)[: len(pairs)]
-    return whole.reshape(len(given), options.num, *whole.shape[1:])
+    """`[images, num, H, W, C]` in [0, 1]."""
+    by_task = loaded.config.data.task is not None
+    questions = [np.stack([getattr(g, n) for g in given]) for n in ("seen", "hidden")]
+    return answering.several(
+        _by_task(options, loaded) if by_task else _led(options, loaded),
+        loaded.params,
+        questions,
+        options.num,
+        seed=options.seed,
+    )
 
 
-def _program(options: EditOptions, loaded: session.Loaded) -> Callable[..., jax.Array]:
-    prior_of, answer = loaded.model.prior, cast(Any, loaded.model.answer)
+def _by_task(options: EditOptions, loaded: session.Loaded) -> Any:
+    """What the model was trained to answer; what is seen is then put in its place."""
+    answer = answering.to_condition(loaded.model)
+
+    def one(params: Any, keys: Array, seen: Array, hidden: Array) -> Array:
+        condition = seen
+        if options.task == "inpaint":
+            condition = tasks.masked(seen, hidden)
+        if options.task == "enlarge":
+            level = jnp.zeros(len(seen))
+            scale = options.scale or conditions.SCALES[0]
+            condition = tasks.small_planes(seen, keys, level, scale=scale)
+        x = answer(params, keys, condition)
+        return operators.consistent_within(_operator(options, hidden), x, seen)
+
+    return one
+
+
+def _led(options: EditOptions, loaded: session.Loaded) -> Any:
+    """What the denoising steps of a model of images alone are led to."""
+    answer = cast(Any, loaded.model.answer)
     how = {"method": options.method, "step_size": options.step_size}
     how["resamples"] = options.resamples
 
-    def some(
-        params: Any,
-        key: jax.Array,
-        image: jax.Array,
-        number: jax.Array,
-        seen: jax.Array,
-        hidden: jax.Array,
-    ) -> jax.Array:
-        own = jax.vmap(jax.random.fold_in)(indexed_keys(key, image), number)
-        prior, generate = jax.vmap(jax.random.split, out_axes=1)(own)
-        z = prior_of(prior, params)
-        operator = _operator(options, hidden)
-        return answer(params, z, generate, operator, seen, **how)
+    def one(params: Any, keys: Array, seen: Array, hidden: Array) -> Array:
+        prior, generate = jax.vmap(jax.random.split, out_axes=1)(keys)
+        z = loaded.model.prior(prior, params)
+        return answer(params, z, generate, _operator(options, hidden), seen, **how)
 
-    return some
+    return one
 
 
-def _tell(options: EditOptions, given: Sequence[Given], found: np.ndarray) -> None:
+def _tell(
+    options: EditOptions, given: Sequence[Given], found: np.ndarray, how: str
+) -> None:
     """How well the answers agree with what is seen, and how much with each other."""
     off = 0.0
     for each, some in zip(given, found, strict=True):
@@ -349,7 +365,7 @@ def _tell(options: EditOptions, given: Sequence[Given], found: np.ndarray) -> No
         off = max(off, float(jnp.abs(missing).max()))
     spread = 255 * float(np.sqrt(found.var(axis=1).mean()))
     say(
-        f"{options.num} answers to each of {len(given)} images by {options.method}: what is "
+        f"{options.num} answers to each of {len(given)} images{how}: what is "
         f"seen is met within {255 * off:.2f} of 255 levels"
         + (f", they differ by {spread:.1f} levels (RMS)" if options.num > 1 else "")
     )

@@ -59,7 +59,7 @@ def linear(*, is_fitted=False):
         sigma = jnp.exp(log_sigma) if is_fitted else linear_gaussian.SIGMA
         return mean(z) + sigma * jax.vmap(lambda k: jax.random.normal(k, (4,)))(keys)
 
-    def likelihood(params, x, keys, *, num_samples):
+    def likelihood(params, x, keys, condition=None, *, num_samples):
         noise = jax.vmap(jax.random.uniform)(keys)
         return LogLikelihood(nats=x.sum(-1) + noise - num_samples, kind="bound")
 

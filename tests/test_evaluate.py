@@ -202,7 +202,7 @@ def test_shifted_moves_the_batch_by_at_most_that_and_repeats_edges():
 
 
 def noisy_loaded():
-    def log_likelihood(params, x, keys, *, num_samples):
+    def log_likelihood(params, x, keys, condition=None, *, num_samples):
         return LogLikelihood(nats=jax.vmap(jax.random.uniform)(keys), kind="estimate")
 
     model = Model((), (), (), (), log_likelihood=log_likelihood)

@@ -12,6 +12,7 @@ from jaxgen import data
 from jaxgen._checks import UserError, check_seed
 from jaxgen.evaluate import (
     annealed,
+    asked,
     baselines,
     calibration,
     classifier,
@@ -24,6 +25,7 @@ from jaxgen.evaluate import (
 )
 from jaxgen.train import (
     assembly,
+    cascade,
     expost,
     latents,
     medium,
@@ -113,11 +115,21 @@ def judge_wholly(
     if options.ais:
         effort = options.ais, options.ais_chains, options.ais_images
         result |= anneal(loaded, dataset, effort, options.num_samples, seed)
+    if options.answers and loaded.config.data.task is not None:
+        told = progress()
+        result |= asked.evaluate(
+            loaded, dataset, options.answers, seed=seed, progress=told
+        )
     if dataset.kind == "texts":
         result |= baselines.of_text(dataset.name, dataset.shape[0])
     if options.ema_width is not None:
         result["ema_width"] = options.ema_width
-    sampler = assembly.Sampler(loaded)
+    if options.base is None:
+        sampler = assembly.Sampler(loaded, dataset.test)
+    else:
+        base = expost.load(options.base)
+        sampler = cascade.Cascade(base, loaded, level=options.noise)
+        result["base"] = str(options.base)
     # Kept: what is judged is among the samples whose quality is measured.
     draw = functools.cache(lambda start: sampler(loaded.params, seed, start))
     if by is not None:

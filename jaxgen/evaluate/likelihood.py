@@ -64,7 +64,9 @@ def evaluate_likelihood(
     parts, kind, done = [], "exact", 0
     for raw in batches:
         real = raw["mask"].astype(bool)
-        batch = {name: jnp.asarray(raw[name]) for name in ("x", "index")}
+        batch = {
+            n: jnp.asarray(raw[n]) for n in ("x", "index", "condition") if n in raw
+        }
         result = evaluate(loaded.params, batch, key)
         kind = result.kind
         columns = (
@@ -110,13 +112,14 @@ def _compiled(loaded: Loaded, num_samples: int) -> Callable[..., Any]:
         raise ValueError(
             f"evaluate: the family {loaded.config.family} has no likelihood"
         )
-    transform = loaded.config.data.transform
+    prepare = data.make_prepare(loaded.config.data)
 
     @jax.jit
     def evaluate(params: Any, batch: Any, key: jax.Array) -> Any:
-        batch = data.prepare(batch, jax.random.fold_in(key, 0), transform=transform)
+        batch = prepare(batch, jax.random.fold_in(key, 0))
         keys = indexed_keys(jax.random.fold_in(key, 1), batch["index"])
-        return log_likelihood(params, batch["x"], keys, num_samples=num_samples)
+        given = batch.get("condition")
+        return log_likelihood(params, batch["x"], keys, given, num_samples=num_samples)
 
     return evaluate
 

@@ -1,10 +1,12 @@
 """Judging by `peg:K`: which of the known possible next frames an answer is."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
 from jaxgen.data import peg
+from jaxgen.evaluate.answers import of_modes
 
 # In norms of a ball. A frame without it is 0.75 to 1 away, the mean of two ways 0.5 to 0.7,
 # a ball that is moved by a quarter of a pixel less than 0.3.
@@ -62,6 +64,29 @@ def modes(
     ball = peg.BALL_LEVEL / 255 * (peg.BALL / peg.FINE)
     distance = np.sqrt(squares.min(axis=2)) / ball
     return np.where(distance < WITHIN, squares.argmin(axis=2), -1), distance
+
+
+def counted(
+    name: str, condition: np.ndarray, answers: np.ndarray
+) -> dict[str, Any] | None:
+    """What `answers.of_modes` tells of answers, with the number of them, `num_judged`.
+
+    Args:
+        name: Of the data, `peg:K`.
+        condition: In [0, 1], `[N, 16, 16, 2]`.
+        answers: `[N, num, 16, 16, 1]`.
+
+    Returns:
+        Of the conditions where the ball meets the peg; None where none does.
+    """
+    num_modes = int(name.removeprefix(peg.PREFIX))
+    scene = read(condition)
+    at_peg = peg.meets(scene)
+    if not at_peg.any():
+        return None
+    labels, _ = modes(scene, answers, num_modes)
+    told = of_modes(labels[at_peg], peg.PROBABILITIES[num_modes])
+    return {**told, "num_judged": int(labels[at_peg].size)}
 
 
 def _unit(frames: np.ndarray) -> np.ndarray:

@@ -13,28 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data
 from jaxgen._checks import UserError
-from jaxgen.evaluate import figures, formats, pages, tables
+from jaxgen.evaluate import figures, formats, pages, tables, views
 from jaxgen.evaluate.diagnosis import page as diagnosed
 from jaxgen.train import config as configs
 from jaxgen.train import (
     console,
     health,
     medium,
-    pictures,
     rundir,
     session,
     stopping,
 )
 
-NUM_TEST = 64  # test images that the views are made of
 GRID_WIDTH = 440  # CSS pixels of a grid of samples, about
-IMAGE_WIDTH = 48  # CSS pixels of one image in a view, about
 KINDS = {"bound": "upper bound"}  # a lower one of the log-likelihood
 
 Record = dict[str, Any]  # a line of metrics.jsonl
@@ -73,7 +68,7 @@ def write_report(loaded: session.Loaded, dataset: data.Dataset) -> Path:
         diagnosis=diagnosed.section(run),
         curves=_curves(loaded, records),
         **_samples(loaded, dataset),
-        views=_views(loaded, dataset),
+        views=views.section(loaded, dataset),
         config=_config(config, given),
         environment=_environment(_read_json(run.path / "environment.json")),
         commands=_commands(loaded, dataset, given, early),
@@ -214,35 +209,6 @@ def _samples(loaded: session.Loaded, dataset: data.Dataset) -> dict[str, Any]:
         "grids": "\n".join(images) or "<p>None yet.</p>",
         "reals": reals[0] if reals else "data:,",
     }
-
-
-def _views(loaded: session.Loaded, dataset: data.Dataset) -> str:
-    """The model's own pictures, of some test images."""
-    num = min(NUM_TEST, dataset.test.num_examples)
-    chosen = data.spread(dataset.test.num_examples, num)
-    batch = {"x": jnp.asarray(dataset.test.take(chosen)["x"])}
-    transform: Any = loaded.config.data.transform
-    x = data.prepare(batch, jax.random.key(0), transform=transform)["x"]
-    shown = []
-    for curve in loaded.model.curves:
-        positions, values = jax.jit(curve.lines)(loaded.params, x)
-        lines = {n: (np.asarray(positions), np.asarray(v)) for n, v in values.items()}
-        shown.append(
-            figures.figure(
-                curve.caption, curve.ylabel, lines, xlabel=curve.xlabel, log=True
-            )
-        )
-    for caption, view in loaded.model.views:
-        images = pictures.to_uint8(np.asarray(jax.jit(view)(loaded.params, x)))
-        picture = pictures.grid(images)
-        width = picture.shape[1] * max(1, round(IMAGE_WIDTH / images.shape[3]))
-        text = formats.text(f"{caption[:1].upper()}{caption[1:]}.")
-        source = (
-            f'style="width:{width}px" src="{formats.uri("png", pictures.png(picture))}"'
-        )
-        image = f'<img class="pixels" alt="{text}" {source}>'
-        shown.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
-    return "\n".join(shown) or "<p>This family has none.</p>"
 
 
 def _given(config: configs.RunConfig, dataset: data.Dataset) -> list[str]:

@@ -21,6 +21,14 @@ NAMES = {
     "authentic_share": "authentic (AuthPct)",
     "near_share": "near a training example",
 }
+ANSWERS = {
+    "best": "error of the best answer",
+    "of_mean": "error of the mean of the answers",
+    "diversity": "distance between two answers",
+    "disagreement": "off from what is seen, at most",
+    "recognised": "of the true class, where what is seen decides it",
+    "none_share": "none of the possible answers",
+}
 PAIRS = "nearest_pairs.png"
 COPYING = ("copying_z", "authentic_share", "near_share")
 
@@ -56,6 +64,21 @@ def of_evaluation(values: Mapping[str, Any]) -> list[tuple[str, Rows]]:
             for name, entry in ((name, copying[name]) for name in COPYING)
         ]
         found.append((caption, [heading, *rows]))
+    answers = values.get("answers")
+    if isinstance(answers, dict) and answers:
+        caption = (
+            f"{answers['num_answers']} answers to each of {answers['num_questions']} test "
+            "examples, root mean squares of images in [0, 1]."
+        )
+        modes = answers.get("modes") or {}
+        caption += _modes_told(modes) if modes else ""
+        figures = {**answers, "none_share": modes.get("none_share")}
+        rows = [
+            _figure(title, figures[name])
+            for name, title in ANSWERS.items()
+            if figures.get(name)
+        ]
+        found.append((caption, [["", "answers", "95 % interval"], *rows]))
     return found
 
 
@@ -89,6 +112,18 @@ def page(values: Mapping[str, Any], folder: Path) -> str:
         shown += f'<figure><img class="pixels" alt="{told}" src="{source}">'
         shown += f"<figcaption>{told}</figcaption></figure>"
     return shown
+
+
+def _modes_told(modes: Mapping[str, Any]) -> str:
+    """Of answers whose possible ones are known: which occur, and how often."""
+    if modes["shares"] is None:
+        return " None of the answers is a possible one."
+    shares = ", ".join(f"{100 * share:.1f}" for share in modes["shares"])
+    return (
+        f" Of {modes['num_judged']:,} answers whose possible ones are known those occur in "
+        f"{shares} %, off by {100 * modes['largest_deviation']:.1f} % at most (p "
+        f"{modes['p_value']:.2g}); {100 * modes['recall']:.0f} % of them occur."
+    )
 
 
 def table(rows: Rows) -> str:

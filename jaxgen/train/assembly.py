@@ -18,7 +18,7 @@ import numpy as np
 from jaxgen import data
 from jaxgen._checks import UserError
 from jaxgen.models.base import sample_keys
-from jaxgen.train import medium, parallel, update
+from jaxgen.train import answering, medium, parallel, update
 from jaxgen.train.console import say
 from jaxgen.train.session import Loaded, Session, load
 
@@ -130,7 +130,7 @@ def first_states(
     raw = {n: jnp.asarray(a) for n, a in dataset.train.take(chosen).items()}
 
     def init(key: jax.Array, raw: Any) -> update.TrainState:
-        batch = data.prepare(raw, key, transform=session.config.data.transform)
+        batch = data.make_prepare(session.config.data, training=True)(raw, key)
         return update.init_state(
             session.model,
             session.optimizers,
@@ -188,7 +188,7 @@ def make_advance(
         num_steps=config.train.steps,
         ema_half_life=config.train.ema_half_life,
         ema_widths=config.train.ema_widths,
-        prepare=functools.partial(data.prepare, transform=config.data.transform),
+        prepare=data.make_prepare(config.data, training=True),
         num_parts=config.train.accumulate,
         axis_name=layout.axis_name,
     )
@@ -206,27 +206,45 @@ def make_advance(
 class Sampler:
     """Draws examples from a model; example i depends on (seed, i) alone.
 
-    Always as many at once, so that rounding does not depend on how many are wanted.
+    Always as many at once, so that rounding does not depend on how many are wanted. On a
+    task example i answers what is asked of test example i.
 
     Args:
         session: The run, or what was loaded of it.
+        source: Of what is asked; by default the test split of the run's data.
 
     Attributes:
         num: How many at once.
     """
 
-    def __init__(self, session: Session | Loaded):
+    def __init__(self, session: Session | Loaded, source: data.Source | None = None):
         self._model, self._medium = session.model, medium.of(session.config.model)
         self.num = self._medium.num_samples
+        self._data, self._source = session.config.data, source
+        if self._data.task is not None and source is None:
+            self._source = data.open_dataset(self._data).test
         self._draw = jax.jit(self._some)
 
     def __call__(self, params: Any, seed: int, start: int = 0) -> np.ndarray:
         """Examples `start .. start + num`, uint8 images or float32 rows, `[num, ...]`."""
-        key = jax.random.key(seed)
-        return self._medium.stored(np.asarray(self._draw(params, key, start)))
+        if self._data.task is None:
+            return self.answers(params, seed, start, None)
+        source: Any = self._source
+        asked = np.arange(start, start + self.num) % source.num_examples
+        given = answering.conditions(self._data, source, asked, seed)
+        return self.answers(params, seed, start, given["condition"])
 
-    def _some(self, params: Any, key: jax.Array, start: jax.Array | int) -> jax.Array:
+    def answers(
+        self, params: Any, seed: int, start: int, condition: np.ndarray | None
+    ) -> np.ndarray:
+        """The same, of given conditions `[num, H, W, K]`."""
+        drawn = self._draw(params, jax.random.key(seed), start, condition)
+        return self._medium.stored(np.asarray(drawn))
+
+    def _some(
+        self, params: Any, key: jax.Array, start: jax.Array | int, condition: Any
+    ) -> jax.Array:
         key = jax.random.fold_in(key, 2**30)
         keys = sample_keys(key, start + jnp.arange(self.num))
         z = self._model.prior(keys[0], params)
-        return self._model.generate(params, z, keys[1])
+        return self._model.generate(params, z, keys[1], condition)

@@ -81,6 +81,7 @@ def of(loaded: session.Loaded) -> latents.Latents:
 
 def _check(loaded: session.Loaded) -> None:
     """Raises UserError unless the model encodes to vectors."""
+    session.refuse_task(loaded.config, "a prior fitted to latents")
     family, model = loaded.config.family, loaded.model
     if model.encode is None:
         raise UserError(f"{loaded.run.path}: a model of {family} has no encoder")

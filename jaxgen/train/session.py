@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen import models
 from jaxgen._checks import UserError
-from jaxgen.data import Dataset, spread
+from jaxgen.data import Dataset, conditions, spread
 from jaxgen.models.base import Model
 from jaxgen.train import checkpoint, parallel, snapshots, stopping, update
 from jaxgen.train.config import RunConfig, make_optimizer
@@ -67,8 +67,9 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         config.data.transform,
         dataset.num_classes,
         dataset.columns,
+        dataset.num_planes,
     )
-    data = dataclasses.replace(config.data, transform=transform)
+    data = dataclasses.replace(conditions.resolved(config.data), transform=transform)
     if data.data_dir is not None:  # later commands may be given from another folder
         data = dataclasses.replace(data, data_dir=_absolute(data.data_dir))
     if data.name.startswith("folder:"):
@@ -105,7 +106,7 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
             continue
         num = 64 if dataset.columns is None else source.num_examples
         examples = source.take(spread(source.num_examples, num))
-        for name in ("x", "weight"):
+        for name in ("x", "weight", "condition"):
             if name in examples:
                 digest.update(np.ascontiguousarray(examples[name]).tobytes())
     return {
@@ -154,6 +155,12 @@ def abstract_state(session: Session) -> update.TrainState:
         keeps_best=session.keeps_best,
     )
     return jax.eval_shape(init, jax.random.key(0), batch)
+
+
+def refuse_task(config: RunConfig, what: str) -> None:
+    """Raises UserError for a run on a task: `what` is of images alone."""
+    if config.data.task is not None:
+        raise UserError(f"{what} is not for a run on --task {config.data.task}")
 
 
 def num_parameters(tree: Any) -> int:

@@ -83,8 +83,8 @@ class Validator:
     def _sums_of(self, params: Any, extra: Any, raw: Any) -> jax.Array:
         """The sum of the objective over a batch, `[]`, or `[K]` for each joined run."""
         key = jax.random.key(SEED)
-        transform = self._session.config.data.transform
-        batch = data.prepare(raw, jax.random.fold_in(key, 0), transform=transform)
+        prepare = data.make_prepare(self._session.config.data)
+        batch = prepare(raw, jax.random.fold_in(key, 0))
         (player,) = self._session.model.players
 
         def one(params: Any, extra: Any) -> jax.Array:

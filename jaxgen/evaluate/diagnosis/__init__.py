@@ -26,7 +26,7 @@ from jaxgen._checks import UserError
 from jaxgen.evaluate import features, quality
 from jaxgen.evaluate.diagnosis import diffusion, flow, gan, masked, picture, vae
 from jaxgen.evaluate.diagnosis.records import Subject, Told
-from jaxgen.train import assembly, medium
+from jaxgen.train import assembly, medium, session
 from jaxgen.train.session import Loaded
 
 DIAGNOSES: Mapping[str, Callable[[Subject], Told]] = MappingProxyType(
@@ -70,6 +70,7 @@ def diagnose(
         UserError: if there are fewer than 20 test or training examples, or all are alike.
         RunError: if the model gives what is not finite.
     """
+    session.refuse_task(loaded.config, "jaxgen diagnose")
     num = min(num, dataset.test.num_examples, dataset.train.num_examples)
     if num < quality.LEAST:
         raise UserError(
