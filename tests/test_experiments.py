@@ -11,6 +11,10 @@ import unoptimised
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
 # Those that make no run but a table or a figure.
 TABLES = {
+    "colourise_photos": "--names vae --jobs 1 --out .",
+    "inpaint_mnist": "--data digits --names vae --jobs 1 --out .",
+    "next_frame_minatar": "--names diffusion --jobs 1 --out .",
+    "next_frame_peg": "--names gan --num-answers 2 --jobs 1 --out .",
     "flow_2d": "--names moons pinwheel --width 8 --bins 4 --out figure.png",
     "flow_tabular": "--names banana_chain --dims 2 3 --width 8",
     "four_families": "--families vae --seeds 0 --jobs 1 --out .",
@@ -20,6 +24,10 @@ TABLES = {
 }
 # What is in every row of them, and how many rows there are.
 MARKS = {
+    "colourise_photos": ("| vae | ", 1),
+    "inpaint_mnist": ("| vae | ", 1),
+    "next_frame_minatar": ("| diffusion | ", 1),
+    "next_frame_peg": ("| gan | ", 1),
     "flow_2d": ("+-", 2),
     "flow_tabular": ("+-", 4),
     "four_families": ("| vae | 1 | ", 1),

@@ -151,13 +151,13 @@ def steps_within(seconds: float, ms_per_step: float) -> int:
 
 def is_judged(run: Path) -> bool:
     """Whether a run is finished, and its samples are judged."""
-    return "quality" in _read(run / "evaluation.json")
+    return "quality" in read_json(run / "evaluation.json")
 
 
 def make_row(family: str, folder: Path, seeds: Sequence[int]) -> Row:
     """A family's figures, from its folder."""
     runs = [_place(folder, seed) for seed in seeds]
-    judged = [_read(run / "evaluation.json") for run in runs]
+    judged = [read_json(run / "evaluation.json") for run in runs]
     bits = [each["bits_per_dim"] for each in judged]
     best = [each["best_step"] for each in judged if "best_step" in each]
     bound = session.bind(rundir.RunFolder(runs[0]).read_config())
@@ -168,8 +168,8 @@ def make_row(family: str, folder: Path, seeds: Sequence[int]) -> Row:
         num_parameters=session.num_parameters(session.abstract_state(bound).params),
         steps=[each["step"] for each in judged],
         best=best if len(best) == len(judged) else None,
-        examples_per_s=_read(folder / "steps.json")["examples_per_s"],
-        samples_per_s=_read(folder / "drawing.json")["samples_per_s"],
+        examples_per_s=read_json(folder / "steps.json")["examples_per_s"],
+        samples_per_s=read_json(folder / "drawing.json")["samples_per_s"],
         bits_per_dim=None if None in bits else bits,
         kind=judged[0].get("bits_per_dim_kind"),
         quality={n: [each[n]["value"] for each in quality] for n in FIGURES},
@@ -179,7 +179,7 @@ def make_row(family: str, folder: Path, seeds: Sequence[int]) -> Row:
 
 def _check(path: Path, wanted: Mapping[str, Any]) -> None:
     """Refuses a folder whose runs were asked for otherwise."""
-    kept = _read(path).get("asked", wanted)
+    kept = read_json(path).get("asked", wanted)
     for name in {**kept, **wanted}:
         old, new = kept.get(name), wanted.get(name)
         if old != new:
@@ -204,7 +204,7 @@ def _plan(
     kept |= {"steps": protocol.steps, "examples_per_s": None}
     if protocol.steps is None:
         argv = ["bench", entrant.family, *entrant.train, "--repeats", str(REPEATS)]
-        told = json.loads(_jaxgen(cores, folder / "bench.log", *argv, "--json"))
+        told = json.loads(jaxgen_command(cores, folder / "bench.log", *argv, "--json"))
         ms = told["cpu_ms_per_step"]  # of one core, whoever else uses it
         kept["steps"] = steps_within(60.0 * protocol.minutes, ms)
         kept["examples_per_s"] = 1e3 * told["batch_size"] / ms
@@ -218,12 +218,12 @@ def _run(cores: pinned.Cores, entrant: Entrant, folder: Path, seed: int) -> None
     if is_judged(run):
         return
     say(f"{entrant.family}, seed {seed}: {run.with_suffix('.log')}")
-    steps = str(_read(folder / "steps.json")["steps"])
+    steps = str(read_json(folder / "steps.json")["steps"])
     where = ["--seed", str(seed), "--steps", steps, "--out", str(run)]
     log = run.with_suffix(".log")
-    _jaxgen(cores, log, "train", entrant.family, *entrant.train, *where)
-    _jaxgen(cores, log, "evaluate", str(run), *entrant.evaluate)
-    judged = _read(run / "evaluation.json")
+    jaxgen_command(cores, log, "train", entrant.family, *entrant.train, *where)
+    jaxgen_command(cores, log, "evaluate", str(run), *entrant.evaluate)
+    judged = read_json(run / "evaluation.json")
     if "quality" not in judged:
         raise RunError("its samples were not judged: are there 20 test images?")
     words = [f"{name} {judged['quality'][name]['value']:.3g}" for name in FIGURES]
@@ -240,7 +240,8 @@ def _time(cores: pinned.Cores, run: Path, path: Path) -> None:
         rundir.write_text(path, told.splitlines()[-1] + "\n")
 
 
-def _jaxgen(cores: pinned.Cores, log: Path, *argv: str) -> str:
+def jaxgen_command(cores: pinned.Cores, log: Path, *argv: str) -> str:
+    """What a command of jaxgen prints, in a process of its own."""
     return cores.command([sys.executable, "-m", "jaxgen", *argv], log)
 
 
@@ -248,7 +249,8 @@ def _place(folder: Path, seed: int) -> Path:
     return folder / f"seed-{seed}"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Of a file; {} where there is none."""
     if not path.is_file():
         return {}
     try:

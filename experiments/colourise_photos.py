@@ -1,0 +1,34 @@
+"""Colour for grey photographs: several answers, and the average of a deterministic network.
+
+    python experiments/colourise_photos.py [--names diffusion vae ...]
+
+Patches of two photographs that come with scikit-learn, 32x32, the other one held out in
+part. Four families are told the grey patch; so is the diffusion's network trained at the
+most noise alone, which can but answer the mean. `inpaint_mnist.py` says what the table has.
+"""
+
+import tyro
+
+from jaxgen import cli
+from jaxgen.bench import questions
+
+OPTIONS = questions.Options(data="photos")
+TASK = ("--task", "colourise")
+FLAGS = {
+    "diffusion": "diffusion --widths 32 64 --steps 1500",
+    "vae": "vae --likelihood gaussian --steps 3000",
+    "gan": "gan --width 32 --steps 1500",
+    "flow": "flow --steps 1500",
+    "deterministic": "diffusion --widths 32 64 --steps 1500 --noise-levels most",
+}
+
+
+def main() -> None:
+    """A row and a picture for each."""
+    told = (__doc__ or "").split("\n")[0]
+    options = tyro.cli(questions.Options, default=OPTIONS, description=told)
+    questions.experiment(options, TASK, FLAGS)
+
+
+if __name__ == "__main__":
+    cli.guarded(main)
