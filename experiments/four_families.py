@@ -9,7 +9,7 @@ then compared with these by the features of a small classifier; likelihoods are 
 test split. The same command goes on where it was stopped. DIR/table.md, DIR/figure.png
 and DIR/figures.json are the result: of the digits Frechet distances of 33.5 (VAE), 13.8
 (GAN), 14.5 (flow) and 13.8 (diffusion), coverage of 0.69, 0.79, 0.81 and 0.86 (means of
-three seeds; real images 6.5 and 0.96).
+three seeds; real images 6.5 and 0.96), of MNIST 80.9, 35.1, 18.4 and 15.5 (1.7).
 """
 
 import dataclasses
