@@ -114,10 +114,16 @@ def test_commands_run(line, trained, tmp_path, mnist_dir, monkeypatch, capsys):
         words += ["--num", "4"]
     if {"RUN", "latents:RUN"} & set(words):
         shutil.copytree(trained(family(words)), tmp_path / "RUN")
-    if "--prior-run" in words:
-        rows = ["--data", "latents:RUN", *tiny, "--steps", "2", "--out", "OTHER"]
+    others = {  # what other run a command needs, and where
+        "--prior-run": ["--data", "latents:RUN", "--out", "OTHER"],
+        "--then": ["--image-size", "16", "--task", "enlarge", "--out", "OTHER"],
+        "--answers": ["--task", "inpaint", "--out", "ASKED"],
+    }
+    if named := [flag for flag in others if flag in words]:
         with pytest.raises(SystemExit):
-            cli.main(["train", "vae", *rows])
+            cli.main(["train", "vae", *others[named[0]], *tiny, "--steps", "2"])
+        if "--answers" in words:
+            words[words.index("RUN")] = "ASKED"
     elif "OTHER" in words:  # the same run, but for its seed
         shutil.copytree("RUN", "OTHER")
         config = json.loads(Path("OTHER/config.json").read_text())
