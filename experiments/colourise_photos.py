@@ -7,8 +7,6 @@ part. Four families are told the grey patch; so is the diffusion's network train
 most noise alone, which can but answer the mean. `inpaint_mnist.py` says what the table has.
 """
 
-import tyro
-
 from jaxgen import cli
 from jaxgen.bench import questions
 
@@ -25,9 +23,7 @@ FLAGS = {
 
 def main() -> None:
     """A row and a picture for each."""
-    told = (__doc__ or "").split("\n")[0]
-    options = tyro.cli(questions.Options, default=OPTIONS, description=told)
-    questions.experiment(options, TASK, FLAGS)
+    questions.main(__doc__, OPTIONS, TASK, FLAGS)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ answer and of the answers' mean, the distance of two answers, and how often a cl
 the true digit where ten neighbours agree on it. The same command goes on where it stopped.
 """
 
-import tyro
-
 from jaxgen import cli
 from jaxgen.bench import questions
 
@@ -27,9 +25,7 @@ FLAGS = {
 
 def main() -> None:
     """A row and a picture for each."""
-    told = (__doc__ or "").split("\n")[0]
-    options = tyro.cli(questions.Options, default=OPTIONS, description=told)
-    questions.experiment(options, TASK, FLAGS)
+    questions.main(__doc__, OPTIONS, TASK, FLAGS)
 
 
 if __name__ == "__main__":

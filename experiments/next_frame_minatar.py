@@ -8,8 +8,6 @@ first are single questions, then fifty frames of random actions, each asked give
 were answered before; the deterministic network's fade where chance has a say.
 """
 
-import tyro
-
 from jaxgen import cli
 from jaxgen.bench import questions
 
@@ -23,9 +21,7 @@ FLAGS = {
 
 def main() -> None:
     """A row and a picture for each."""
-    told = (__doc__ or "").split("\n")[0]
-    options = tyro.cli(questions.Options, default=OPTIONS, description=told)
-    questions.experiment(options, TASK, FLAGS)
+    questions.main(__doc__, OPTIONS, TASK, FLAGS)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ frames, and the share of each way. The deterministic network answers with the bl
 The figure also has fifty frames, each asked given those that were answered before.
 """
 
-import tyro
-
 from jaxgen import cli
 from jaxgen.bench import questions
 
@@ -25,9 +23,7 @@ FLAGS = {
 
 def main() -> None:
     """A row and a picture for each."""
-    told = (__doc__ or "").split("\n")[0]
-    options = tyro.cli(questions.Options, default=OPTIONS, description=told)
-    questions.experiment(options, TASK, FLAGS)
+    questions.main(__doc__, OPTIONS, TASK, FLAGS)
 
 
 if __name__ == "__main__":

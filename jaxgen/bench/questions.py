@@ -71,6 +71,22 @@ class Entrant(NamedTuple):
     train: Sequence[str]
 
 
+def main(
+    told: str | None, options: Options, task: Sequence[str], flags: Mapping[str, str]
+) -> None:
+    """An experiment: `experiment`, with the options of its command line.
+
+    Args:
+        told: Its docstring.
+        options: By default.
+        task: As of `experiment`, and so are `flags`.
+        flags: Of all who may take part.
+    """
+    description = (told or "").split("\n")[0]
+    options = tyro.cli(Options, default=options, description=description)
+    experiment(options, task, flags)
+
+
 def experiment(options: Options, task: Sequence[str], flags: Mapping[str, str]) -> None:
     """Trains and judges what is missing, prints the table, draws the figure.
 
