@@ -40,6 +40,7 @@ HEADINGS = (
 )
 
 
+NUM_LIKELIHOOD = 100  # test examples: it is not in the table
 STEPS, EVERY = 50, 5  # of a roll-out, and of it those that are shown
 
 
@@ -180,9 +181,11 @@ def _run(
         num_answers
     ):
         return
-    jaxgen_command(
-        cores, log, "evaluate", str(run), "--num", "0", "--answers", str(num_answers)
-    )
+    dataset = data.open_dataset(rundir.RunFolder(run).read_config().data)
+    effort = ["--num", "0", "--num-samples", "8", "--num-images"]
+    effort += [str(min(NUM_LIKELIHOOD, dataset.test.num_examples))]
+    asked_for = ["--answers", str(num_answers)]
+    jaxgen_command(cores, log, "evaluate", str(run), *effort, *asked_for)
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
