@@ -313,7 +313,7 @@ def test_weights_multiply_the_loss_of_their_row():
         ({"net": "coupling"}, "--net coupling is not for images: tarflow, jet, glow"),
         ({"patch": 3}, "--patch 3 does not divide images of 4x4: 1, 2 would"),
         ({"conditional": True}, "--conditional needs data with labels"),
-        ({"sampling": flow.Sampling(label=1)}, "--guidance and --label are for"),
+        ({"sampling": flow.Sampling(label=1)}, "--label is for a model"),
         ({"depth": 0}, "--depth must be at least 1"),
         ({"noise": -0.1}, "--noise must not be negative"),
         (
