@@ -61,7 +61,7 @@ def denoiser(
             -log_snr / 8,
             None if config.num_planes else told,
             interval,
-            told if config.num_planes else None,
+            *([told] if config.num_planes else []),  # of tables there are none
             compute=config.compute,
         )
         return losses.to_x0(
