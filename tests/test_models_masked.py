@@ -366,7 +366,7 @@ def test_a_mistake_in_a_text_to_fill_in_is_one_line(run, capsys, argv, message):
             "must end in .txt or .npz or .png for texts",
         ),
         (["sample", "RUN", "--log-prob"], "--log-prob is for rows of a table"),
-        (["edit", "RUN", "--task", "inpaint"], "a diffusion run of images"),
+        (["edit", "RUN", "--task", "inpaint"], "diffusion runs of images"),
         (["evaluate", "RUN", "--features", "random"], "random is not for texts"),
         (["evaluate", "RUN", "--judge", "10"], "label"),
         (["evaluate", "RUN", "--ais", "10"], "--ais"),
