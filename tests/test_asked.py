@@ -1,5 +1,8 @@
 """Runs on a task: several answers, their figures and pictures, and cascades of two runs."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from jaxgen import cli, data
 from jaxgen._checks import UserError
 from jaxgen.bench import questions
-from jaxgen.evaluate import asked
+from jaxgen.evaluate import asked, tables
 from jaxgen.train import answering, assembly, cascade, session
 
 TINY = ["--hidden", "8", "--mixture", "1", "--steps", "2", "--batch-size", "16"]
@@ -83,6 +86,24 @@ def test_figures_of_answers_are_those_of_the_answers(runs):
     told = asked.evaluate(off, dataset, 1)["answers"]
     assert told["disagreement"]["value"] > 0.9
     assert told["recognised"]["value"] < 0.5
+
+
+def test_answers_that_are_none_of_the_possible_ones_are_told_as_such(runs):
+    dataset = data.open_dataset(data.DataConfig(name="peg:2", task="next-frame"))
+    loaded = session.load(runs / "halves")
+    model = dataclasses.replace(loaded.config.model, shape=(16, 16, 1))
+    config = dataclasses.replace(
+        loaded.config,
+        model=model,
+        data=data.DataConfig(name="peg:2", task="next-frame", transform="levels"),
+    )
+    blank = answering_with(loaded._replace(config=config), lambda z, c: 0 * c[..., :1])
+    told = asked.evaluate(blank, dataset, 2)["answers"]
+    assert told["modes"]["none_share"]["value"] == 1
+    assert told["modes"]["shares"] is told["modes"]["reverse_kl"] is None
+    assert told["disagreement"] is None
+    json.dumps(told, allow_nan=False)
+    assert "None of the answers is a possible one." in tables.text({"answers": told})
 
 
 def test_the_truth_is_recognised(runs):

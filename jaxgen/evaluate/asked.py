@@ -1,5 +1,6 @@
 """How a run on a task answers: figures of several answers, and a picture of some."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,13 +103,12 @@ def recognised(
 
 
 def _plain(told: Any) -> Any:
-    """Intervals as dicts, for JSON."""
-    if told is None:
-        return None
-    return {
-        name: each._asdict() if isinstance(each, intervals.Interval) else each
-        for name, each in told.items()
-    }
+    """Intervals as dicts and null for what is not finite, for JSON."""
+    if isinstance(told, intervals.Interval):
+        return _plain(told._asdict())
+    if isinstance(told, dict):
+        return {name: _plain(each) for name, each in told.items()}
+    return None if isinstance(told, float) and not math.isfinite(told) else told
 
 
 def picture(loaded: Loaded, source: data.Source) -> np.ndarray:
