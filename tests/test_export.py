@@ -9,20 +9,21 @@ from jaxgen.train import assembly, session
 from jaxgen.train import config as configs
 
 NETS = {
-    "vae": ("mlp", "conv"),
-    "diffusion": ("unet", "transformer"),
-    "flow": ("tarflow", "jet", "glow"),
-    "gan": ("residual", "dcgan"),
+    "vae": [{"net": "mlp"}, {"net": "conv"}],
+    "diffusion": [{"net": "unet"}, {"net": "transformer"}],
+    "flow": [{"net": "tarflow"}, {"net": "jet"}, {"net": "glow"}],
+    "gan": [{"net": "residual"}, {"net": "dcgan"}],
+    "masked": [{"order": "any"}, {"order": "causal"}],
 }
-PAIRS = [(family, net) for family in models.FAMILIES for net in NETS[family]]
+PAIRS = [(family, options) for family in models.FAMILIES for options in NETS[family]]
 
 
-@pytest.mark.parametrize(("family", "net"), PAIRS)
-def test_training_step_lowers_for_gpu_and_tpu(family, net):
+@pytest.mark.parametrize(("family", "options"), PAIRS)
+def test_training_step_lowers_for_gpu_and_tpu(family, options):
     config = configs.RunConfig(
         family=family,
-        model=models.FAMILIES[family].config_class(net=net),
-        data=data.DataConfig(),
+        model=models.FAMILIES[family].config_class(**options),
+        data=configs.default(family).data,
         train=configs.TrainConfig(batch_size=8),
     )
     dataset = data.open_dataset(config.data)

@@ -70,7 +70,6 @@ def diagnose(
         UserError: if there are fewer than 20 test or training examples, or all are alike.
         RunError: if the model gives what is not finite.
     """
-    session.refuse_task(loaded.config, "jaxgen diagnose")
     num = min(num, dataset.test.num_examples, dataset.train.num_examples)
     if num < quality.LEAST:
         raise UserError(
@@ -80,6 +79,7 @@ def diagnose(
     test = quality.taken(dataset.test, num, seed)
     if np.all(test["x"] == test["x"][:1]):
         raise UserError(f"{dataset.name}: all {num} test examples are alike")
+    session.refuse_task(loaded.config, "jaxgen diagnose")
     chosen = features.choose(by, dataset)
     sampler = assembly.Sampler(loaded)
     subject = Subject(
