@@ -105,7 +105,7 @@ def test_resolve_makes_the_path_absolute_and_the_family_sees_the_columns(
 ):
     seen = []
 
-    def resolve(model, shape, transform, num_classes, columns):
+    def resolve(model, shape, transform, num_classes, columns, num_planes):
         seen.append((shape, transform, num_classes, columns))
         return model, "none"
 
