@@ -27,6 +27,7 @@ _MODULES = (
     "probability_flow",
     "samplers",
     "schedules",
+    "tasks",
     "train",
     "verify",
 )
