@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxgen import operators
 from jaxgen._checks import UserError
 from jaxgen.data import ArraySource, DataConfig, cache, eval_batches, open_dataset
 from jaxgen.data import images as images_module
@@ -201,15 +202,24 @@ def test_decode_image_of_16_bits_rounds_to_the_nearest_level():
 
 def test_decode_image_resizes_the_shorter_side_and_crops_the_centre():
     wide = Image.fromarray(_noise(10, 30))
-    small = wide.resize((15, 5), Image.Resampling.LANCZOS).crop((5, 0, 10, 5))
+    small = wide.resize((12, 4), Image.Resampling.LANCZOS).crop((4, 0, 8, 4))
     expected = np.asarray(small)[:, :, None]
     for image, turned in ((wide, False), (wide.transpose(Image.Transpose(5)), True)):
         file = io.BytesIO()
         image.save(file, "PNG")
-        out = decode_image(file.getvalue(), size=5, channels=1, orient=True)
+        out = decode_image(file.getvalue(), size=4, channels=1, orient=True)
         np.testing.assert_array_equal(
             out, expected.swapaxes(0, 1) if turned else expected
         )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_made_smaller_as_the_task_enlarge_makes_them(channels):
+    x = np.random.default_rng(0).integers(0, 256, (28, 28, channels), np.uint8)
+    for scale in (2, 4):
+        out = conform_array(x, size=28 // scale, channels=channels)
+        seen = operators.block_mean(scale).apply(x[None].astype(np.float32))[0]
+        assert np.abs(out - seen).max() <= 0.51  # of a level: it is rounded
 
 
 def test_decode_image_resizes_without_aliasing():

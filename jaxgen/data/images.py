@@ -19,7 +19,8 @@ def decode_image(
 
     In this order: turn as EXIF says (`orient`); 16 bits become 8 by round(v / 257);
     transparent pixels are laid on white; grey or RGB; the centre square is resized to
-    `size` by an antialiased Lanczos filter. Of an animation the first frame is taken.
+    `size`: where that divides its side by block means, as `--task enlarge` makes its small
+    images, else by an antialiased Lanczos filter. Of an animation the first frame is taken.
 
     Args:
         data: The bytes of the file, or its path.
@@ -79,7 +80,9 @@ def _conform(
     if binary:
         image = _stretched(image)
     if size is not None and image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), method=Image.Resampling.LANCZOS)
+        whole = min(image.size) % size == 0
+        method = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+        image = ImageOps.fit(image, (size, size), method=method)
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[:, :, None] if channels == 1 else pixels
 
