@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import cli, data
+from jaxgen import cli, data, tasks
 from jaxgen._checks import UserError
 from jaxgen.bench import questions
 from jaxgen.evaluate import asked, tables
@@ -85,7 +85,8 @@ def test_figures_of_answers_are_those_of_the_answers(runs):
     off = answering_with(loaded, lambda z, c: 1 - c[..., :-1])
     told = asked.evaluate(off, dataset, 1)["answers"]
     assert told["disagreement"]["value"] > 0.9
-    assert told["recognised"]["value"] < 0.5
+    assert told["settled"]["value"] < 3e-3
+    assert told["recognised"]["value"] < 0.9
 
 
 def test_answers_that_are_none_of_the_possible_ones_are_told_as_such(runs):
@@ -141,8 +142,41 @@ def test_a_cascade_enlarges_the_samples_of_its_base(runs):
     means = large.reshape(64, 8, 2, 8, 2, 1).mean(axis=(2, 4))
     assert np.abs(means - small).max() <= 1
     noisy = cascade.Cascade(base, repeated, level=0.1)(top.params, 5, 64)
-    spread = (noisy.astype(float) - large)[(small > 80).repeat(2, 1).repeat(2, 2)]
-    assert 10 < spread.std() < 26  # 0.1 of 255, cut off above
+    assert np.abs(noisy.astype(int) - large).max() <= 1  # the means are as they were
+
+
+def test_noise_of_a_cascade_is_told_and_is_not_in_what_answers_agree_with(
+    runs, monkeypatch
+):
+    base, top = session.load(runs / "plain"), session.load(runs / "larger")
+    given = []
+    monkeypatch.setattr(
+        assembly.Sampler, "answers", lambda self, *args: given.extend(args[-2:])
+    )
+    draw = cascade.Cascade(base, top, level=0.1)
+    monkeypatch.setattr(
+        draw, "_small", lambda *_: np.full((64, 8, 8, 1), 128, np.uint8)
+    )
+    draw(top.params, 5)
+    told, seen = given
+    assert told.shape == seen.shape == (64, 16, 16, 2)
+    np.testing.assert_allclose(told[..., 1], 0.1 / tasks.MOST_NOISE, rtol=1e-6)
+    assert np.all(seen[..., 1] == 0)
+    np.testing.assert_allclose(seen[..., 0], 128.5 / 256, rtol=1e-6)
+    noise = told[:, ::2, ::2, 0] - seen[:, ::2, ::2, 0]
+    assert 0.095 < noise.std() < 0.105
+    np.testing.assert_array_equal(told[:, ::2, ::2], told[:, 1::2, 1::2])
+
+
+def test_answers_agree_with_what_is_seen_whatever_the_model_says(runs):
+    loaded = session.load(runs / "halves")
+    test = data.open_dataset(loaded.config.data).test
+    off = answering_with(loaded, lambda z, c: 1 - c[..., :-1])
+    draw = assembly.Sampler(off)
+    truth = test.take(np.arange(draw.num))["x"].astype(int)
+    drawn = draw(loaded.params, 0)
+    assert np.abs(drawn.astype(int) - truth)[:, :, :4].max() <= 1
+    assert drawn[:, :, 4:].min() == 255  # the model's: nothing is seen there
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How a run on a task answers: figures of several answers, and a picture of some."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,16 +41,22 @@ def evaluate(
     Returns:
         `answers`: `num_questions`, `num_answers`; with value, low and high, in units of
         images in [0, 1], `best`, `of_mean`, `diversity` of `jaxgen.evaluate.answers` (of an
-        inpainting over the hidden pixels), and `disagreement`: of an answer with what is
-        seen of the truth, the greatest of all numbers, the mean over answers; null where
-        nothing of it is seen. Where the possible answers are known also `modes`; where
-        there are labels, of an inpainting, `recognised` and `num_decided` of `recognised`.
+        inpainting over the hidden pixels), and `disagreement`: of what the model answers
+        with what is seen of the truth, the greatest of all numbers, the mean over answers;
+        null where nothing of it is seen. All else is of answers that were made to agree
+        with it; of these `settled` is what the 256 levels leave of it. Where the possible
+        answers are known also `modes`; where there are labels, of an inpainting,
+        `recognised` and `num_decided` of `recognised`.
     """
     total, source = min(NUM_QUESTIONS, dataset.test.num_examples), dataset.test
     chosen = data.spread(source.num_examples, total)
     asked = answering.conditions(loaded.config.data, source, chosen, seed)
-    found = _answered(loaded, asked["condition"], num, seed, progress)
-    result: dict[str, Any] = {}
+    raw = _answered(loaded, asked["condition"], num, seed, progress)
+    result: dict[str, Any] = {
+        "disagreement": _plain(_disagreement(loaded, raw, asked["condition"]))
+    }
+    found = _settled(loaded, raw, asked["condition"])
+    result["settled"] = _plain(_disagreement(loaded, found, asked["condition"]))
     if dataset.name.startswith(peg.PREFIX):
         told = peg_answers.counted(dataset.name, asked["condition"], found)
         result["modes"] = _plain(told)
@@ -62,7 +69,6 @@ def evaluate(
         if dataset.num_classes and classifier.is_shipped(dataset):
             result |= recognised(dataset, asked["condition"], found, chosen)
     told = answers.errors(found, asked["x"], hidden)._asdict()
-    told["disagreement"] = _disagreement(loaded, found, asked["condition"])
     counts = {"num_questions": len(found), "num_answers": num}
     return {"answers": {**counts, **_plain(told), **result}}
 
@@ -117,7 +123,8 @@ def picture(loaded: Loaded, source: data.Source) -> np.ndarray:
     asked = answering.conditions(
         loaded.config.data, source, data.spread(source.num_examples, rows), 0
     )
-    found = _answered(loaded, asked["condition"], COLUMNS, 0)
+    raw = _answered(loaded, asked["condition"], COLUMNS, 0)
+    found = _settled(loaded, raw, asked["condition"])
     truth, shape = asked["x"], found.shape
     shown = _task(loaded).shown(jnp.asarray(asked["condition"]))
     given = np.broadcast_to(np.asarray(shown), truth.shape)
@@ -151,6 +158,13 @@ def _answered(
         progress=progress,
     )
     return pictures.to_uint8(drawn) / np.float32(255)
+
+
+def _settled(loaded: Loaded, found: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    """The answers `[N, num, H, W, C]`, made to agree with what is seen, as stored."""
+    near = jax.jit(functools.partial(tasks.settled, _task(loaded)))
+    each = [near(found[:, k], condition) for k in range(found.shape[1])]
+    return pictures.to_uint8(np.stack(each, axis=1)) / np.float32(255)
 
 
 def _disagreement(

@@ -25,7 +25,8 @@ ANSWERS = {
     "best": "error of the best answer",
     "of_mean": "error of the mean of the answers",
     "diversity": "distance between two answers",
-    "disagreement": "off from what is seen, at most",
+    "disagreement": "off from what is seen, at most, as the model answers",
+    "settled": "the same, when the answer is made to agree",
     "recognised": "of the true class, where what is seen decides it",
     "none_share": "none of the possible answers",
 }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import data
+from jaxgen import data, tasks
 from jaxgen.models.base import Model, indexed_keys
 
 AT_ONCE = 8  # answers, whatever their number: one program, and no other rounding
@@ -56,12 +56,21 @@ def several(
     return whole.reshape(-1, num, *whole.shape[1:])
 
 
-def to_condition(model: Model) -> Callable[..., jax.Array]:
-    """What a model of a task answers, for `several`; questions are conditions alone."""
+def to_condition(
+    model: Model, task: tasks.Task | None = None
+) -> Callable[..., jax.Array]:
+    """What a model of a task answers, for `several`; questions are conditions alone.
+
+    Args:
+        model: As trained.
+        task: With what its conditions say the answers are then made to agree; None to
+            leave them as they are.
+    """
 
     def answer(params: Any, keys: jax.Array, condition: jax.Array) -> jax.Array:
         prior, generate = jax.vmap(jax.random.split, out_axes=1)(keys)
-        return model.generate(params, model.prior(prior, params), generate, condition)
+        x = model.generate(params, model.prior(prior, params), generate, condition)
+        return x if task is None else tasks.settled(task, x, condition)
 
     return answer
 

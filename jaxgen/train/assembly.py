@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import data
+from jaxgen import data, tasks
 from jaxgen._checks import UserError
 from jaxgen.models.base import sample_keys
 from jaxgen.train import answering, medium, parallel, update
@@ -207,7 +207,7 @@ class Sampler:
     """Draws examples from a model; example i depends on (seed, i) alone.
 
     Always as many at once, so that rounding does not depend on how many are wanted. On a
-    task example i answers what is asked of test example i.
+    task example i answers what is asked of test example i, and agrees with what is seen.
 
     Args:
         session: The run, or what was loaded of it.
@@ -221,6 +221,9 @@ class Sampler:
         self._model, self._medium = session.model, medium.of(session.config.model)
         self.num = self._medium.num_samples
         self._data, self._source = session.config.data, source
+        self._task = None
+        if self._data.task is not None:
+            self._task = data.task_of(self._data, session.config.model.shape[-1])
         if self._data.task is not None and source is None:
             self._source = data.open_dataset(self._data).test
         self._draw = jax.jit(self._some)
@@ -235,16 +238,36 @@ class Sampler:
         return self.answers(params, seed, start, given["condition"])
 
     def answers(
-        self, params: Any, seed: int, start: int, condition: np.ndarray | None
+        self,
+        params: Any,
+        seed: int,
+        start: int,
+        condition: np.ndarray | None,
+        seen: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The same, of given conditions `[num, H, W, K]`."""
-        drawn = self._draw(params, jax.random.key(seed), start, condition)
+        """The same, of given conditions `[num, H, W, K]`.
+
+        Args:
+            params: Of the model.
+            seed: Of all noise.
+            start: Number of the first example.
+            condition: What the model is told.
+            seen: With what the answers agree; by default with what the model is told.
+        """
+        seen = condition if seen is None else seen
+        drawn = self._draw(params, jax.random.key(seed), start, condition, seen)
         return self._medium.stored(np.asarray(drawn))
 
     def _some(
-        self, params: Any, key: jax.Array, start: jax.Array | int, condition: Any
+        self,
+        params: Any,
+        key: jax.Array,
+        start: jax.Array | int,
+        condition: Any,
+        seen: Any,
     ) -> jax.Array:
         key = jax.random.fold_in(key, 2**30)
         keys = sample_keys(key, start + jnp.arange(self.num))
         z = self._model.prior(keys[0], params)
-        return self._model.generate(params, z, keys[1], condition)
+        x = self._model.generate(params, z, keys[1], condition)
+        return x if self._task is None else tasks.settled(self._task, x, seen)

@@ -1,5 +1,7 @@
 """A cascade: small images of one run, enlarged by another, of whatever families they are.
 
+Whatever noise the small images are put under, the means of the large one's blocks are they.
+
 References:
     Ho et al. 2021, arXiv:2106.15282.
 """
@@ -42,13 +44,18 @@ class Cascade:
         small = self._small(self._base.params, seed, start)
         key = jax.random.fold_in(jax.random.key(seed), STREAM)
         keys = indexed_keys(key, start + jnp.arange(self.num))
-        condition = tasks.small_planes(
-            (jnp.asarray(small, jnp.float32) + 0.5) / 256,  # the middle of each level
-            keys,
-            jnp.full(self.num, self._level),
-            scale=self._scale,
+        small = (
+            jnp.asarray(small, jnp.float32) + 0.5
+        ) / 256  # the middle of each level
+        told, seen = (
+            np.asarray(
+                tasks.small_planes(
+                    small, keys, jnp.full(self.num, level), scale=self._scale
+                )
+            )
+            for level in (self._level, 0.0)
         )
-        return self._large.answers(params, seed, start, np.asarray(condition))
+        return self._large.answers(params, seed, start, told, seen)
 
 
 def _check(base: Loaded, top: Loaded, level: float) -> None:
