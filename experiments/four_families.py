@@ -73,7 +73,7 @@ def entrant(family: str, options: Options) -> families.Entrant:
         flags += ["--data-dir", str(Path(options.data_dir).absolute())]
     flags += TRAIN.get(options.data, {}).get(family, "").split()
     evaluate = EVALUATE.get(options.data, {}).get(family, "").split()
-    return families.Entrant(family, flags, evaluate)
+    return families.Entrant(family, family, flags, evaluate)
 
 
 def drawn(rows: list[families.Row], options: Options, out: Path) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def drawn(rows: list[families.Row], options: Options, out: Path) -> dict[str, An
     places = data.spread(test.num_examples, families_shown.NUM_SHOWN)
     shown = {"real images": test.take(places)["x"]}
     for row in rows:
-        loaded = session.load(out / row.family / f"seed-{row.seeds[0]}")
-        shown[row.family] = assembly.Sampler(loaded)(loaded.params, 0)
+        loaded = session.load(out / row.name / f"seed-{row.seeds[0]}")
+        shown[row.name] = assembly.Sampler(loaded)(loaded.params, 0)
     return shown
 
 

@@ -18,8 +18,8 @@ from jaxgen.train import config as configs
 from jaxgen.train import rundir, session
 
 ENTRANTS = [
-    families.Entrant("vae", ["--data", "digits"], ["--num-images", "30"]),
-    families.Entrant("gan", ["--data", "digits"]),
+    families.Entrant("vae", "vae", ["--data", "digits"], ["--num-images", "30"]),
+    families.Entrant("gan", "gan", ["--data", "digits"]),
 ]
 SLEEPER = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
 
@@ -103,7 +103,7 @@ def test_compete_measures_first_then_trains_with_these_steps(commands, tmp_path)
         str(tmp_path / name / "seed-0") for name in ("vae", "gan")
     ]
     vae, gan = rows
-    assert (vae.family, vae.seeds, vae.steps) == ("vae", [0, 1], [420, 420])
+    assert (vae.name, vae.seeds, vae.steps) == ("vae", [0, 1], [420, 420])
     assert (vae.bits_per_dim, vae.kind) == ([3.5, 4.5], "bound")
     assert (gan.bits_per_dim, gan.kind) == (None, None)
     assert (vae.best, gan.best) == ([40, 40], None)
@@ -181,7 +181,7 @@ def test_compete_needs_no_speed_where_steps_are_given(commands, tmp_path):
 
 
 ROW = families.Row(
-    family="vae",
+    name="vae",
     seeds=[0, 1],
     num_parameters=407_584,
     steps=[1000, 1200],
@@ -198,7 +198,7 @@ ROW = families.Row(
 def test_table_has_mean_and_deviation_and_the_value_of_real_images():
     lone = dataclasses.replace(
         ROW,
-        family="gan",
+        name="gan",
         seeds=[0],
         steps=[1000],
         best=None,

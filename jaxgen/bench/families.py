@@ -1,7 +1,7 @@
 """The families on equal terms: the same data, the same minutes, one protocol, one table.
 
 The minutes are of training on one core. How many updates fit into them is measured once
-for each family and kept, in time of the processor: a busy machine changes how long it all
+for each entrant and kept, in time of the processor: a busy machine changes how long it all
 takes, and no result. Every part is a command in a process of its own, bound to a
 core of its own where the system can do that: `jaxgen bench`, `train`, `evaluate`. What
 has been done is not done again.
@@ -26,17 +26,21 @@ REPEATS = 3  # of the timing of an update
 
 
 class Entrant(NamedTuple):
-    """A family as it takes part.
+    """A model as it takes part.
 
     Attributes:
-        family: Its name.
+        name: Of its folder and its row.
+        family: Of the model.
         train: Flags of `jaxgen train`, but for seed, steps and folder.
         evaluate: Flags of `jaxgen evaluate`.
+        share: Of the minutes.
     """
 
+    name: str
     family: str
     train: Sequence[str]
     evaluate: Sequence[str] = ()
+    share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Protocol:
     Attributes:
         out: Where runs, logs and what is kept of them lie.
         minutes: Of training on one core for each run, without compiling and judging.
-        seeds: A run of each family for each.
+        seeds: A run of each entrant for each.
         jobs: Runs at once; None for as many as there are cores.
         steps: Updates of each run in place of the minutes; no speed is measured then.
     """
@@ -60,10 +64,10 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A family's figures; where it is a list, one value a run.
+    """An entrant's figures; where it is a list, one value a run.
 
     Attributes:
-        family: Its name.
+        name: Of the entrant.
         seeds: Of the runs.
         num_parameters: Of all its networks.
         steps: Updates that were done.
@@ -76,7 +80,7 @@ class Row:
         floor: {name: what real images have in the samples' place}.
     """
 
-    family: str
+    name: str
     seeds: list[int]
     num_parameters: int
     steps: list[int]
@@ -95,7 +99,7 @@ def compete(
     """Trains and judges all, or goes on with it.
 
     Returns:
-        A row of each family of which a run is finished, and a line of each that failed.
+        A row of each entrant of which a run is finished, and a line of each that failed.
 
     Raises:
         UserError: if the folder holds runs of another protocol.
@@ -105,7 +109,7 @@ def compete(
         raise UserError(f"--seeds must be different numbers, got {protocol.seeds}")
     if not protocol.minutes > 0:
         raise UserError(f"--minutes must be positive, got {protocol.minutes}")
-    places = [(e, protocol.out / e.family) for e in entrants]
+    places = [(e, protocol.out / e.name) for e in entrants]
     for entrant, folder in places:
         _check(folder / "steps.json", asked(entrant, protocol))
     with pinned.Cores(protocol.jobs) as cores:
@@ -114,7 +118,7 @@ def compete(
         tasks = {
             cores.submit(
                 _run, cores, entrant, folder, seed
-            ): f"{entrant.family}, seed {seed}"
+            ): f"{entrant.name}, seed {seed}"
             for entrant, folder in places
             for seed in protocol.seeds
         }
@@ -131,13 +135,13 @@ def compete(
             if seeds:
                 first = _place(folder, seeds[0])
                 cores.submit(_time, cores, first, folder / "drawing.json").result()
-                rows.append(make_row(entrant.family, folder, seeds))
+                rows.append(make_row(entrant.name, folder, seeds))
     return rows, failures
 
 
 def asked(entrant: Entrant, protocol: Protocol) -> dict[str, Any]:
-    """What runs of a family in one folder have in common."""
-    minutes = protocol.minutes if protocol.steps is None else None
+    """What runs of an entrant in one folder have in common."""
+    minutes = entrant.share * protocol.minutes if protocol.steps is None else None
     length = {"steps": protocol.steps, "minutes": minutes}
     return length | {"train": list(entrant.train), "evaluate": list(entrant.evaluate)}
 
@@ -154,8 +158,8 @@ def is_judged(run: Path) -> bool:
     return "quality" in read_json(run / "evaluation.json")
 
 
-def make_row(family: str, folder: Path, seeds: Sequence[int]) -> Row:
-    """A family's figures, from its folder."""
+def make_row(name: str, folder: Path, seeds: Sequence[int]) -> Row:
+    """An entrant's figures, from its folder."""
     runs = [_place(folder, seed) for seed in seeds]
     judged = [read_json(run / "evaluation.json") for run in runs]
     bits = [each["bits_per_dim"] for each in judged]
@@ -163,7 +167,7 @@ def make_row(family: str, folder: Path, seeds: Sequence[int]) -> Row:
     bound = session.bind(rundir.RunFolder(runs[0]).read_config())
     quality = [each["quality"] for each in judged]
     return Row(
-        family=family,
+        name=name,
         seeds=list(seeds),
         num_parameters=session.num_parameters(session.abstract_state(bound).params),
         steps=[each["step"] for each in judged],
@@ -206,9 +210,9 @@ def _plan(
         argv = ["bench", entrant.family, *entrant.train, "--repeats", str(REPEATS)]
         told = json.loads(jaxgen_command(cores, folder / "bench.log", *argv, "--json"))
         ms = told["cpu_ms_per_step"]  # of one core, whoever else uses it
-        kept["steps"] = steps_within(60.0 * protocol.minutes, ms)
+        kept["steps"] = steps_within(60.0 * entrant.share * protocol.minutes, ms)
         kept["examples_per_s"] = 1e3 * told["batch_size"] / ms
-    say(f"{entrant.family}: {kept['steps']:,} updates a run")
+    say(f"{entrant.name}: {kept['steps']:,} updates a run")
     rundir.write_text(folder / "steps.json", json.dumps(kept, indent=1) + "\n")
 
 
@@ -217,7 +221,7 @@ def _run(cores: pinned.Cores, entrant: Entrant, folder: Path, seed: int) -> None
     run = _place(folder, seed)
     if is_judged(run):
         return
-    say(f"{entrant.family}, seed {seed}: {run.with_suffix('.log')}")
+    say(f"{entrant.name}, seed {seed}: {run.with_suffix('.log')}")
     steps = str(read_json(folder / "steps.json")["steps"])
     where = ["--seed", str(seed), "--steps", steps, "--out", str(run)]
     log = run.with_suffix(".log")
@@ -229,7 +233,7 @@ def _run(cores: pinned.Cores, entrant: Entrant, folder: Path, seed: int) -> None
     words = [f"{name} {judged['quality'][name]['value']:.3g}" for name in FIGURES]
     if judged["bits_per_dim"] is not None:
         words.append(f"{judged['bits_per_dim']:.3f} bits/dim")
-    say(f"{entrant.family}, seed {seed}: {', '.join(words)}")
+    say(f"{entrant.name}, seed {seed}: {', '.join(words)}")
 
 
 def _time(cores: pinned.Cores, run: Path, path: Path) -> None:

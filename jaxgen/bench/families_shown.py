@@ -24,7 +24,7 @@ def table(rows: Sequence[Row]) -> str:
         if row.bits_per_dim is not None:
             bits = f"{spread(row.bits_per_dim)} ({row.kind})"
         trains = row.examples_per_s
-        cells = [row.family, len(row.seeds), f"{row.num_parameters:,}"]
+        cells = [row.name, len(row.seeds), f"{row.num_parameters:,}"]
         best = "" if row.best is None else f", best {np.mean(row.best):,.0f}"
         cells += [f"{np.mean(row.steps):,.0f}{best}"]
         cells += [spread(row.quality[name]) for name in FIGURES]
@@ -51,7 +51,7 @@ def figure(rows: Sequence[Row], samples: Mapping[str, np.ndarray], path: Path) -
     """Draws samples above, quality and speed below.
 
     Args:
-        rows: The families.
+        rows: The entrants; bits/dim are drawn where some have them.
         samples: {title of a panel: uint8 images `[N, H, W, C]`}.
         path: Of the PNG.
     """
@@ -67,7 +67,8 @@ def figure(rows: Sequence[Row], samples: Mapping[str, np.ndarray], path: Path) -
         axis.imshow(shown, cmap="grey", interpolation="nearest")
         axis.set_title(title, fontsize=13)
         axis.axis("off")
-    axes = parts[1].subplots(1, 4)
+    likely = [row for row in rows if row.bits_per_dim is not None]
+    axes = parts[1].subplots(1, 4 if likely else 3)
     _bars(axes[0], rows, lambda row: row.quality["frechet"])
     axes[0].set_title("Frechet distance: lower is better", fontsize=10)
     _bars(axes[1], rows, lambda row: row.quality["coverage"])
@@ -75,10 +76,10 @@ def figure(rows: Sequence[Row], samples: Mapping[str, np.ndarray], path: Path) -
     for axis, name in zip(axes, ("frechet", "coverage"), strict=False):
         axis.axhline(rows[0].floor[name], color=GREY, ls=":", label="real images")
         axis.legend(fontsize=8, frameon=False, loc="upper right")
-    likely = [row for row in rows if row.bits_per_dim is not None]
-    _bars(axes[2], likely, lambda row: row.bits_per_dim)
-    axes[2].set_title("bits/dim: lower is better", fontsize=10)
-    _speeds(axes[3], rows)
+    if likely:
+        _bars(axes[2], likely, lambda row: row.bits_per_dim)
+        axes[2].set_title("bits/dim: lower is better", fontsize=10)
+    _speeds(axes[-1], rows)
     drawn.savefig(path, pad_inches=0.1, bbox_inches="tight")
 
 
@@ -92,7 +93,7 @@ def _bars(axis: Any, rows: Sequence[Row], values: Callable[[Row], Any]) -> None:
             axis.plot([place] * len(some), some, ".", color=RED)
     axis.bar_label(bars, [f"{mean:.3g}" for mean in means], fontsize=8, padding=5)
     axis.margins(y=0.25)
-    _finish(axis, [row.family for row in rows])
+    _finish(axis, [row.name for row in rows])
 
 
 def _speeds(axis: Any, rows: Sequence[Row]) -> None:
@@ -110,7 +111,7 @@ def _speeds(axis: Any, rows: Sequence[Row]) -> None:
     axis.margins(y=0.2)
     axis.legend(fontsize=8, frameon=False, loc="upper right")
     axis.set_title("images a second, one core", fontsize=10)
-    names = [f"{row.family}\n{row.num_parameters / 1e6:.2f} M" for row in rows]
+    names = [f"{row.name}\n{row.num_parameters / 1e6:.2f} M" for row in rows]
     _finish(axis, names)
 
 
