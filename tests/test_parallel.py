@@ -10,6 +10,7 @@ import optax
 import pytest
 import toys
 
+from jaxgen import data, tasks
 from jaxgen._checks import UserError
 from jaxgen.columns import Column
 from jaxgen.losses import balance
@@ -37,6 +38,13 @@ def balanced_vae():
     """With a computed sigma and the multiplier of GECO carried along."""
     config = vae.VAEConfig(latent_dim=3, hidden=(16,), likelihood="gaussian", geco=0.1)
     return vae.make_vae(vae.resolve(config, (4, 4, 1), None)[0])
+
+
+def asked_vae():
+    """That is told a smaller image under noise, of levels that are drawn."""
+    config = vae.VAEConfig(latent_dim=3, hidden=(16,), likelihood="bernoulli")
+    planes = tasks.enlarge(2).num_planes(1)
+    return vae.make_vae(vae.resolve(config, (4, 4, 1), None, num_planes=planes)[0])
 
 
 def small_diffusion():
@@ -113,6 +121,7 @@ def linear_gan():
 MODELS = {
     "vae": (small_vae, (4, 4, 1)),
     "balanced": (balanced_vae, (4, 4, 1)),
+    "asked": (asked_vae, (4, 4, 1)),
     "diffusion": (small_diffusion, (4, 4, 1)),
     "flow": (small_flow, (4, 4, 1)),
     "table": (table_flow, (3,)),
@@ -127,6 +136,7 @@ MODELS = {
 AVERAGES = {
     "vae": {"ema_half_life": 0.2},
     "balanced": {"ema_half_life": 0.2},
+    "asked": {"ema_half_life": 0.2},
     "diffusion": {"ema_widths": (0.05, 0.1)},
     "flow": {"ema_half_life": 0.2},
     "table": {"ema_half_life": 0.2},
@@ -164,6 +174,10 @@ def train(name, *, kind="sharded", devices=1, num_steps=1, num_parts=1):
     """State and metrics after STEPS updates on the layout."""
     make, shape = MODELS[name]
     model = make()
+    prepare = lambda batch, key: batch
+    if name == "asked":  # as a run's update does: bytes to numbers, then the condition
+        config = data.DataConfig(task="enlarge", transform="dequantise")
+        prepare = data.make_prepare(config, training=True)
     layout = parallel.Layout(kind, devices, batch_size=BATCH, num_parts=num_parts)
     # Adam with its usual eps makes a whole step of a gradient that is rounding alone.
     optimizers = {p.name: optax.adam(0.01, eps=1e-3) for p in model.players}
@@ -174,13 +188,17 @@ def train(name, *, kind="sharded", devices=1, num_steps=1, num_parts=1):
         **AVERAGES[name],
         num_parts=num_parts,
         axis_name=layout.axis_name,
+        prepare=prepare,
     )
     x = jax.random.uniform(jax.random.key(1), (NUM, *shape))
     if name == "masked":
         x = (256 * x).astype(jnp.int32)
+    if name == "asked":
+        x = (256 * x).astype(jnp.uint8)
+    first = prepare({"x": x}, KEY)
     num_averages = len(AVERAGES[name].get("ema_widths", "1"))
     state = update.init_state(
-        model, optimizers, jax.random.key(0), {"x": x}, num_averages=num_averages
+        model, optimizers, jax.random.key(0), first, num_averages=num_averages
     )
     arrays = {"x": x, "label": np.arange(NUM) % 3}
     state, resident = layout.place(state), layout.place_resident(arrays)
@@ -256,6 +274,8 @@ QUICK = {
     ("vae", "pmap, 3 steps, 2 parts"),
     ("balanced", "pmap, 3 steps, 2 parts"),
     ("balanced", "4 parts"),
+    ("asked", "sharded"),
+    ("asked", "pmap, 3 steps, 2 parts"),
     ("linear_gan", "fsdp, 8 steps, 2 parts"),
     ("linear_gan", "4 parts"),
     ("masked", "sharded"),
