@@ -42,6 +42,8 @@ class Options:
     """Of the networks of large images."""
     small_widths: str = "32 64"
     """Of the network of small ones."""
+    num_steps: int = 18
+    """Of the sampler, for each network."""
     noise: float = 0.0
     """Put on the small images before they are enlarged."""
     minutes: float = 20.0
@@ -59,6 +61,7 @@ class Options:
 def entrants(options: Options, out: Path) -> dict[str, families.Entrant]:
     """The single network, and the two of the cascade; the last is judged behind the first."""
     shared = ["--data", options.data, "--devices", "1"]
+    shared += ["--num-steps", str(options.num_steps)]
     if options.data_dir is not None:
         shared += ["--data-dir", str(Path(options.data_dir).absolute())]
     large = [*shared, "--image-size", str(options.size)]

@@ -7,12 +7,13 @@ import optax
 import pytest
 
 from jaxgen import tasks
-from jaxgen.models import diffusion, flow
+from jaxgen.models import diffusion
 from jaxgen.train import answering, update
 
-SIDE, SPREAD = 4, 0.1
+SIDE, SPREAD = 8, 0.1
 TASK = tasks.enlarge(2)
-NUM, QUESTIONS = 400, 4
+NUM, QUESTIONS = 100, 4
+STEPS = 1000  # of training; with 8,000 it is 400 answers that cannot tell the two apart
 DIRECTIONS = 4  # of the posterior, those of the greatest variance
 
 
@@ -24,19 +25,19 @@ def covariance() -> np.ndarray:
 
 
 def operator() -> np.ndarray:
-    """What `TASK` sees, as a matrix `[4, 16]`."""
+    """What `TASK` sees, as a matrix `[16, 64]`."""
     units = jnp.eye(SIDE**2).reshape(-1, SIDE, SIDE, 1)
     return np.asarray(see(units)).T.astype(np.float64)
 
 
 def see(x):
-    """The block means of images, `[B, 4]`."""
+    """The block means of images, `[B, 16]`."""
     keys = jax.random.split(jax.random.key(0), len(x))
     return TASK.split(x, keys)[0][:, ::2, ::2, 0].reshape(len(x), -1)
 
 
 def posterior(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `[16]` and covariance of x given A x = y."""
+    """Mean `[64]` and covariance of x given A x = y."""
     prior, a = covariance(), operator()
     gain = prior @ a.T @ np.linalg.inv(a @ prior @ a.T)
     return 0.5 + gain @ (y - 0.5), prior - gain @ a @ prior
@@ -82,26 +83,11 @@ def small_diffusion(planes):
     )
 
 
-def small_flow(planes):
-    config = flow.FlowConfig(width=32, layers=1)
-    return flow.make_flow(
-        flow.resolve(config, (SIDE, SIDE, 1), None, num_planes=planes)[0]
-    )
-
-
-MODELS = {
-    "diffusion": (small_diffusion, {"steps": 4000, "batch_size": 128, "rate": 3e-3}),
-    "flow": (small_flow, {"steps": 4000, "batch_size": 128, "rate": 3e-3}),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_a_trained_model_draws_from_the_exact_posterior(name):
+def test_a_trained_diffusion_draws_from_the_exact_posterior():
     """Mean and variance along the posterior's widest directions, within 3 standard errors."""
-    make, options = MODELS[name]
-    model = make(TASK.num_planes(1))
-    params = trained(model, **options)
+    model = small_diffusion(TASK.num_planes(1))
+    params = trained(model, steps=STEPS, batch_size=64, rate=3e-3)
     asked = draw(jax.random.key(3), QUESTIONS)
     condition, _ = TASK.split(asked, jax.random.split(jax.random.key(4), QUESTIONS))
     answer = answering.to_condition(model, TASK)
@@ -117,9 +103,7 @@ def test_a_trained_model_draws_from_the_exact_posterior(name):
         told.append(along.mean(axis=0) / np.sqrt(expected / NUM))
         told.append((along.var(axis=0, ddof=1) / expected - 1) / np.sqrt(2 / (NUM - 1)))
     errors = np.abs(told)
-    print(
-        f"{name}: at most {errors.max():.2f} standard errors, {errors.mean():.2f} each"
-    )
+    print(f"at most {errors.max():.2f} standard errors, {errors.mean():.2f} each")
     assert errors.max() < 3
     # The unconditional spread is far from it.
     off = np.diag(covariance()).sum() / np.trace(posterior(y)[1]) - 1
