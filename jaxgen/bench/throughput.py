@@ -149,6 +149,7 @@ class Runner:
         began = time.perf_counter()
         self.program = self.compile(train.steps_per_dispatch)
         self.compile_s = time.perf_counter() - began
+        self._size = self.program.num_steps  # updates a dispatch
 
     def compile(self, num_steps: int) -> parallel.Program:
         """A dispatch of `num_steps` updates; 0 chooses."""
@@ -167,11 +168,16 @@ class Runner:
         return [self.repeat(dispatches) for _ in range(repeats)]
 
     def warm_up(self) -> int:
-        """Two dispatches and a short repeat; says how many make a long enough one."""
+        """Some updates and a short repeat; says how many dispatches make a long enough one.
+
+        Where updates are slow a dispatch has no more of them than a repeat needs.
+        """
+        self._size = 1
         for _ in range(2):
-            self._dispatch()
-        jax.block_until_ready(self._state)
-        dispatches = math.ceil(MIN_STEPS / self.program.num_steps)
+            single = self.repeat(1).seconds
+        enough = max(MIN_STEPS, math.ceil(MIN_SECONDS / single))
+        self._size = min(self.program.num_steps, enough)
+        dispatches = math.ceil(MIN_STEPS / self._size)
         seconds = self.repeat(dispatches).seconds
         return dispatches * max(1, math.ceil(MIN_SECONDS / seconds))
 
@@ -181,7 +187,7 @@ class Runner:
         for _ in range(dispatches):
             waited += self._dispatch()
         jax.block_until_ready(self._state)
-        steps = dispatches * self.program.num_steps
+        steps = dispatches * self._size
         seconds, busy = time.perf_counter() - began[0], time.process_time() - began[1]
         return Timing(seconds, waited, steps, busy)
 
@@ -196,18 +202,18 @@ class Runner:
             began = time.perf_counter()
             self._dispatch()
             seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds) / self.program.num_steps
+        return statistics.median(seconds) / self._size
 
     def _dispatch(self) -> float:
         """One dispatch; the seconds until its batches were there."""
-        size = self.program.num_steps
+        size = self._size
         began = time.perf_counter()
         items = list(itertools.islice(self._items, size))
         waited = time.perf_counter() - began
         self._state, metrics = self.program.run(
             self._state,
             self._resident,
-            self.layout.place_items(items, size),
+            self.layout.place_items(items, self.program.num_steps),
             np.int32(size),
             self._key,
         )
