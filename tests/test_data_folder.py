@@ -2,6 +2,7 @@ import io
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -218,7 +219,7 @@ def test_images_are_made_smaller_as_the_task_enlarge_makes_them(channels):
     x = np.random.default_rng(0).integers(0, 256, (28, 28, channels), np.uint8)
     for scale in (2, 4):
         out = conform_array(x, size=28 // scale, channels=channels)
-        seen = operators.block_mean(scale).apply(x[None].astype(np.float32))[0]
+        seen = operators.block_mean(scale).apply(jnp.asarray(x[None], jnp.float32))[0]
         assert np.abs(out - seen).max() <= 0.51  # of a level: it is rounded
 
 

@@ -80,11 +80,18 @@ def _conform(
     if binary:
         image = _stretched(image)
     if size is not None and image.size != (size, size):
-        whole = min(image.size) % size == 0
-        method = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
-        image = ImageOps.fit(image, (size, size), method=method)
+        image = _resized(image, size)
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    side = min(image.size)
+    if side % size:
+        method = Image.Resampling.LANCZOS
+        return ImageOps.fit(image, (size, size), method=method)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.reduce(side // size, box=(left, top, left + side, top + side))
 
 
 def _stretched(image: Image.Image) -> Image.Image:
