@@ -11,11 +11,11 @@ import unoptimised
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
 # Those that make no run but a table or a figure.
 TABLES = {
-    "cascade_mnist": "--data digits --size 16 --widths=8 --small-widths=8 --num-steps 1 "
-    "--jobs 1 --out .",
+    "cascade_mnist": "--data digits --size 16 --family vae --flags=--hidden=8 --jobs 1 "
+    "--out .",
     "colourise_photos": "--names gan --num-answers 2 --jobs 1 --out .",
     "inpaint_mnist": "--data digits --names vae --jobs 1 --out .",
-    "next_frame_minatar": "--names diffusion --jobs 1 --out .",
+    "next_frame_minatar": "--names deterministic --num-answers 2 --jobs 1 --out .",
     "next_frame_peg": "--names gan --num-answers 2 --jobs 1 --out .",
     "flow_2d": "--names moons pinwheel --width 8 --bins 4 --out figure.png",
     "flow_tabular": "--names banana_chain --dims 2 3 --width 8",
@@ -29,7 +29,7 @@ MARKS = {
     "cascade_mnist": ("| none |", 2),
     "colourise_photos": ("| gan | ", 1),
     "inpaint_mnist": ("| vae | ", 1),
-    "next_frame_minatar": ("| diffusion | ", 1),
+    "next_frame_minatar": ("| deterministic | ", 1),
     "next_frame_peg": ("| gan | ", 1),
     "flow_2d": ("+-", 2),
     "flow_tabular": ("+-", 4),

@@ -13,13 +13,11 @@ from test_loop import leaves
 
 RUNS = {
     "vae": (
-        3,
+        2,
         "--hidden 8 --latent-dim 2 --likelihood gaussian --geco 0.2 --steps 800",
     ),
     "diffusion": (1, "--task enlarge --widths 8 --blocks 1 --num-steps 2 --steps 240"),
-    "gan": (1, "--width 8 --augment 0.5 --adaptive --steps 200"),
     "masked": (1, "--data text:pydoc --length 16 --width 16 --depth 1 --steps 300"),
-    "flow": (1, "--data table:wine --width 8 --depth 2 --patience 1000 --steps 400"),
 }
 
 

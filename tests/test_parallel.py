@@ -283,8 +283,7 @@ QUICK = {
     ("dirac", "automatic"),
 }
 # A U-Net takes half a minute to compile for eight devices, a flow some seconds.
-SOME = ("sharded", "fsdp, 8 steps, 2 parts", "pmap", "pmap, 3 steps, 2 parts")
-SOME += ("automatic",)
+SOME = ("sharded", "fsdp, 8 steps, 2 parts", "pmap, 3 steps, 2 parts")
 PAIRS = [
     pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow)
     for pair in itertools.product(MODELS, LAYOUTS)

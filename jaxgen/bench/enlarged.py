@@ -31,12 +31,10 @@ class Options:
     """Where TFDS sets lie."""
     size: int = 28
     """Side of the images."""
-    widths: str = "32 64"
-    """Of the networks of large images."""
-    small_widths: str = "32 64"
-    """Of the network of small ones."""
-    num_steps: int = 18
-    """Of the sampler, for each network."""
+    family: str = "diffusion"
+    """Of all networks."""
+    flags: str = "--widths 32 64 --num-steps 18"
+    """Of `jaxgen train FAMILY`, for all networks."""
     noise: float = 0.0
     """Put on the small images before they are enlarged."""
     minutes: float = 20.0
@@ -53,14 +51,11 @@ class Options:
 
 def entrants(options: Options, out: Path) -> dict[str, families.Entrant]:
     """The single network, and the two of the cascade; the last is judged behind the first."""
-    shared = ["--data", options.data, "--devices", "1"]
-    shared += ["--num-steps", str(options.num_steps)]
+    shared = ["--data", options.data, "--devices", "1", *options.flags.split()]
     if options.data_dir is not None:
         shared += ["--data-dir", str(Path(options.data_dir).absolute())]
     large = [*shared, "--image-size", str(options.size)]
-    large += ["--widths", *options.widths.split()]
     small = [*shared, "--image-size", str(options.size // SCALE)]
-    small += ["--widths", *options.small_widths.split()]
     behind = ["--base", str(place(out, "small", options))]
     behind += ["--noise", str(options.noise)]
     told = {
@@ -73,7 +68,7 @@ def entrants(options: Options, out: Path) -> dict[str, families.Entrant]:
         ),
     }
     return {
-        name: families.Entrant(name, "diffusion", train, evaluate, share)
+        name: families.Entrant(name, options.family, train, evaluate, share)
         for name, (train, evaluate, share) in told.items()
     }
 
