@@ -83,7 +83,7 @@ def start_two(*argv):
     ]
 
 
-def wait(started, timeout=240):
+def wait(started, timeout=480):
     """Exit statuses, outputs and errors, in the order of the processes."""
     try:
         told = [process.communicate(timeout=timeout) for process in started]
