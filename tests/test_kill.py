@@ -13,7 +13,7 @@ from test_loop import leaves
 
 RUNS = {
     "vae": (
-        2,
+        1,
         "--hidden 8 --latent-dim 2 --likelihood gaussian --geco 0.2 --steps 800",
     ),
     "diffusion": (1, "--task enlarge --widths 8 --blocks 1 --num-steps 2 --steps 240"),
