@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from jaxgen import data
-from jaxgen._checks import RunError
+from jaxgen._checks import RunError, UserError
 from jaxgen.bench import families, families_shown
 from jaxgen.train import assembly, cascade, rundir, session
 
@@ -137,6 +137,8 @@ def main(told: str | None) -> None:
         told: The docstring of the experiment.
     """
     options = tyro.cli(Options, description=(told or "").split("\n")[0])
+    if options.size % SCALE:
+        raise UserError(f"--size must be a multiple of {SCALE}, got {options.size}")
     out = options.out or Path("runs") / f"cascade-{options.data}"
     rows = compete(options, out)
     images = drawn(options, out)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 # Part of every key: raise it whenever decoding gives other pixels than before.
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_directory() -> Path:

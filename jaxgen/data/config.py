@@ -25,8 +25,9 @@ class DataConfig:
     $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     image_size: int | None = None
-    """Resize the shorter side to this many pixels (antialiased Lanczos) and crop the
-    centre square; default: the stored size, and 32 for folder:."""
+    """Resize the shorter side to this many pixels (block means where that divides it, else
+    antialiased Lanczos) and crop the centre square; default: the stored size, and 32 for
+    folder:."""
 
     channels: int | None = None
     """1 (grey, ITU-R 601 luma) or 3 (RGB); default: the stored number, and 3 for
