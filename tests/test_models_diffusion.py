@@ -107,6 +107,20 @@ def test_it_is_one_denoiser_on_every_schedule(predicts):
     assert np.std(estimates[0] - x) > 0.05
 
 
+def test_a_temperature_draws_samples_to_their_mean():
+    """By just so much, where the denoiser is linear, along the probability flow."""
+    x = 0.4 + 0.2 * images(4)  # far from black and white, where samples are cut
+    found = []
+    for temperature in (0.0, 0.5, 1.0):
+        sampling = {"num_steps": 8, "temperature": temperature}
+        _, model, params = made(x, sampling=sampling)
+        found.append(jax.jit(model.generate)(params, model.prior(keys(4)), keys(4)))
+    np.testing.assert_allclose(
+        found[1] - found[0], 0.5 * (found[2] - found[0]), atol=1e-5
+    )
+    assert np.std(found[2] - found[0]) > 0.03
+
+
 @pytest.mark.parametrize("likelihood", ["ode", "vlb"])
 def test_likelihood_before_training_is_the_gaussians(likelihood):
     x = images(6)

@@ -59,6 +59,7 @@ def make_diffusion(config: DiffusionConfig) -> Model:
     if config.shape is None:
         raise ValueError("diffusion: config.shape is None: call resolve(config, ...)")
     of_images = config.columns is None
+    draw, warmth = normal_prior(net.inner_shape(config)), config.sampling.temperature
     objective = (
         _mean_flow_objective(config)
         if config.one_step
@@ -97,7 +98,7 @@ def make_diffusion(config: DiffusionConfig) -> Model:
     return Model(
         init=lambda key, batch: ({"denoiser": net.init(config, key, batch)}, ()),
         players=(Player("denoiser", objective, unit="weighted squared error"),),
-        prior=normal_prior(net.inner_shape(config)),
+        prior=lambda keys, params=None: warmth * draw(keys, params),
         generate=generate,
         encode=encode,
         log_likelihood=lambda params, x, keys, condition=None, *, num_samples: (

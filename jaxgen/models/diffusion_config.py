@@ -42,6 +42,9 @@ class Sampling:
     """Noise that the stochastic sampler adds and takes away again (S_churn of EDM)."""
     guidance: float = 1.0
     """Classifier-free guidance w: u + w (c - u); 0 ignores the class, 1 is the model."""
+    temperature: float = 1.0
+    """Standard deviation of the latent: below 1 samples are more alike. Of samplers that add
+    noise on the way it changes little."""
     label: int | None = None
     """The class of the samples; by default each sample draws its own."""
     likelihood: Literal["vlb", "ode"] = "vlb"
@@ -60,8 +63,7 @@ class Sampling:
             )
         if not 0 <= self.eta <= 1:
             raise UserError(f"--eta must be in [0, 1], got {self.eta}")
-        if self.churn < 0 or self.guidance < 0:
-            raise UserError("--churn and --guidance must not be negative")
+        check_at_least(self, 0, "churn", "guidance", "temperature")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
