@@ -53,7 +53,13 @@ jaxtyping.install_import_hook(
 )
 
 
-LONGEST = ["test_posterior", "test_kill", "test_processes", "test_readme", "test_experiments"]
+LONGEST = [
+    "test_posterior",
+    "test_kill",
+    "test_processes",
+    "test_readme",
+    "test_experiments",
+]
 
 
 def pytest_collection_modifyitems(items):
