@@ -5,9 +5,8 @@
 One network draws digits of 28 x 28. In the same minutes of one core two others are trained,
 half of them each: one draws digits of 14 x 14, the other makes any such image twice as large
 (with conditioning augmentation: in training it sees small images under noise, and is told how
-much). Chained they are judged as the single one is, by as many samples as there are test
-images. The same command goes on where it stopped. DIR/table.md, DIR/figure.png and
-DIR/figures.json are the result.
+much). Chained they are judged as the single one is, by 2,000 samples (--out DIR keeps runs,
+table.md, figure.png and figures.json). The same command goes on where it stopped.
 """
 
 from jaxgen import cli
