@@ -43,8 +43,8 @@ class Sampling:
     guidance: float = 1.0
     """Classifier-free guidance w: u + w (c - u); 0 ignores the class, 1 is the model."""
     temperature: float = 1.0
-    """Standard deviation of the latent: below 1 samples are more alike. Of samplers that add
-    noise on the way it changes little."""
+    """Standard deviation of the latent: below 1 samples are more alike. Samplers that add
+    noise on the way heed it less."""
     label: int | None = None
     """The class of the samples; by default each sample draws its own."""
     likelihood: Literal["vlb", "ode"] = "vlb"
