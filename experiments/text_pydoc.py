@@ -1,6 +1,6 @@
 """Masked diffusion of Python's language reference, beside what else tells a text.
 
-    python experiments/text_pydoc.py [--steps 3000] [--text text:FILE] [--out FOLDER]
+    python experiments/text_pydoc.py [--steps 5000] [--text text:FILE] [--out FOLDER]
     jaxgen infill FOLDER/any --text "for i in _____:"
 
 One network in two orders, the same update, data and number of parameters: any order (masked
@@ -41,9 +41,9 @@ class Options:
     """Which text."""
     orders: tuple[Literal["any", "causal"], ...] = ("causal", "any")
     """A run each."""
-    steps: int = 3000
+    steps: int = 5000
     """Updates."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Windows an update."""
     width: int = 128
     """Channels of the transformer."""

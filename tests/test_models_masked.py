@@ -16,7 +16,7 @@ from jaxgen._checks import UserError
 from jaxgen.models import masked
 from jaxgen.models.base import indexed_keys
 from jaxgen.nets.attention import Attention, turned
-from jaxgen.nets.tokens import TokenTransformer
+from jaxgen.nets.tokens import NEIGHBOURS, TokenTransformer, beside
 from jaxgen.train import session
 
 LENGTH = 12
@@ -65,6 +65,17 @@ def test_causal_logits_hear_what_stands_before_and_nothing_else():
         np.testing.assert_array_equal(moved[: place + 1], 0)
         assert (moved[place + 1 :] > 1e-6).all()
     np.testing.assert_array_equal(apply(x, ~hidden), before)
+
+
+@pytest.mark.parametrize("before", [NEIGHBOURS // 2, NEIGHBOURS])
+def test_tokens_are_joined_with_so_many_before_and_after_them(before):
+    h = np.random.default_rng(0).standard_normal((2, 11, 3)).astype(np.float32)
+    found = np.asarray(beside(h, before)).reshape(2, 11, 1 + NEIGHBOURS, 3)
+    for place in range(11):
+        for number in range(1 + NEIGHBOURS):
+            other = place - before + number
+            expected = h[:, other] if 0 <= other < 11 else np.zeros((2, 3))
+            np.testing.assert_array_equal(found[:, place, number], expected)
 
 
 def test_both_orders_have_the_same_parameters():

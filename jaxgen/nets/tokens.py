@@ -3,6 +3,10 @@
 Both are one network with the same parameters: what differs is what a place is told and
 which places it hears. Where it is depends on nothing but the distances between tokens:
 examples are windows of a text, which begin anywhere.
+
+The first layer joins every token with its neighbours, so that what short runs of tokens
+say need not be found by attention first (So et al. 2021, Primer, arXiv:2109.08668, have a
+convolution in every layer).
 """
 
 from typing import Any
@@ -12,6 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.nets.transformer import Layer
+
+NEIGHBOURS = 8  # on both sides, or before
 
 
 class TokenTransformer(nn.Module):
@@ -44,6 +50,8 @@ class TokenTransformer(nn.Module):
         else:
             tokens = jnp.where(hidden, self.num_tokens, tokens)
         h = nn.Embed(self.num_tokens + 1, self.width, name="embedding")(tokens)
+        before = NEIGHBOURS if self.is_causal else NEIGHBOURS // 2
+        h = nn.Dense(self.width, name="neighbours")(beside(h, before))
         layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
         axes: Any = nn.broadcast
         layers = nn.scan(
@@ -58,3 +66,14 @@ class TokenTransformer(nn.Module):
         h = nn.LayerNorm(name="norm")(h)
         zeros = nn.initializers.zeros
         return nn.Dense(self.num_tokens, kernel_init=zeros, name="output")(h)
+
+
+def beside(h: Array, before: int) -> Array:
+    """Every token and `NEIGHBOURS` others, `[B, L, (1 + NEIGHBOURS) C]`; zeros outside.
+
+    So many are before it, the others after it.
+    """
+    length = h.shape[1]
+    wide = jnp.pad(h, ((0, 0), (before, NEIGHBOURS - before), (0, 0)))
+    each = [wide[:, start : start + length] for start in range(1 + NEIGHBOURS)]
+    return jnp.concatenate(each, axis=-1)
