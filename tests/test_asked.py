@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,10 @@ import pytest
 
 from jaxgen import cli, data, tasks
 from jaxgen._checks import UserError
-from jaxgen.bench import questions
+from jaxgen.bench import pinned, questions
 from jaxgen.evaluate import asked, tables
-from jaxgen.train import answering, assembly, cascade, session
+from jaxgen.train import answering, assembly, cascade, rundir, session, update
+from jaxgen.train import config as configs
 
 TINY = ["--hidden", "8", "--mixture", "1", "--steps", "2", "--batch-size", "16"]
 
@@ -55,6 +58,21 @@ def test_an_answer_depends_on_seed_question_and_number_alone():
     assert np.abs(other - whole).min() > 0
 
 
+def test_masks_are_of_the_number_of_an_example_and_the_seed(runs):
+    loaded = session.load(runs / "halves")
+    config = dataclasses.replace(loaded.config.data, mask="pixels")
+    test = data.open_dataset(loaded.config.data).test
+
+    def masks(chosen, seed=0):
+        given = answering.conditions(config, test, np.array(chosen), seed)
+        return given["condition"][..., -1]
+
+    many = masks([3, 7, 9])
+    np.testing.assert_array_equal(masks([7]), many[1:2])
+    assert np.any(many[0] != many[1])
+    assert np.any(masks([7], seed=1) != many[1])
+
+
 def test_samples_of_a_run_on_a_task_answer_test_examples(runs):
     loaded = session.load(runs / "halves")
     shown = answering_with(loaded, lambda z, c: c[..., :-1])
@@ -80,13 +98,15 @@ def test_figures_of_answers_are_those_of_the_answers(runs):
     assert told["diversity"]["value"] == 0
     assert told["disagreement"]["value"] < 3e-3
     assert (told["num_questions"], told["num_answers"]) == (100, 3)
-    assert 20 < told["num_decided"] < 100
     assert told["recognised"]["value"] < 0.9  # by the other half alone
     off = answering_with(loaded, lambda z, c: 1 - c[..., :-1])
     told = asked.evaluate(off, dataset, 1)["answers"]
     assert told["disagreement"]["value"] > 0.9
     assert told["settled"]["value"] < 3e-3
     assert told["recognised"]["value"] < 0.9
+    again = asked.evaluate(off, dataset, 4)["answers"]  # alike, so no more is known
+    for end in ("low", "high"):
+        assert told["disagreement"][end] == pytest.approx(again["disagreement"][end])
 
 
 def test_answers_that_are_none_of_the_possible_ones_are_told_as_such(runs):
@@ -115,6 +135,12 @@ def test_the_truth_is_recognised(runs):
     found = np.repeat(given["x"][:, None], 2, axis=1)
     told = asked.recognised(dataset, given["condition"], found, chosen)
     assert told["recognised"]["value"] > 0.97
+    train = dataset.train.take(np.arange(dataset.train.num_examples))
+    seen, every = given["x"][:, :, :4], train["x"][:, :, :4].astype(float) / 255
+    apart = np.square(seen[:, None] - every[None]).sum((2, 3, 4))
+    near = train["label"][np.argsort(apart, axis=1)[:, :10]]
+    truth = dataset.test.take(chosen)["label"]
+    assert told["num_decided"] == np.sum(np.all(near == truth[:, None], axis=1))
 
 
 def test_the_picture_has_what_is_given_answers_mean_and_truth(runs):
@@ -130,6 +156,8 @@ def test_the_picture_has_what_is_given_answers_mean_and_truth(runs):
     np.testing.assert_allclose(
         images[:, -2], images[:, 1 : 1 + asked.COLUMNS].mean(axis=1), atol=1e-6
     )
+    agree = np.abs(images[:, 1:-2] - images[:, -1:])[..., :4, :]
+    assert agree.max() <= 1 / 255
 
 
 def test_a_cascade_enlarges_the_samples_of_its_base(runs):
@@ -166,6 +194,68 @@ def test_noise_of_a_cascade_is_told_and_is_not_in_what_answers_agree_with(
     noise = told[:, ::2, ::2, 0] - seen[:, ::2, ::2, 0]
     assert 0.095 < noise.std() < 0.105
     np.testing.assert_array_equal(told[:, ::2, ::2], told[:, 1::2, 1::2])
+    given.clear()
+    for seed, start in ((5, 1), (5, 64), (6, 0)):
+        draw(top.params, seed, start)
+    moved, later, other = given[::2]
+    np.testing.assert_allclose(moved[:-1], told[1:], atol=1e-6)
+    assert np.abs(later - told)[..., 0].max() > 0.1
+    assert np.abs(other - told)[..., 0].max() > 0.1
+
+
+def scaled(loaded, scale, shape):
+    """A run as if it enlarged by this to that; its network is not asked."""
+    config = dataclasses.replace(
+        loaded.config,
+        data=dataclasses.replace(loaded.config.data, scale=scale),
+        model=dataclasses.replace(loaded.config.model, shape=shape),
+    )
+    return loaded._replace(config=config)
+
+
+def test_a_cascade_by_four_takes_images_of_a_quarter(runs, monkeypatch):
+    base, top = session.load(runs / "plain"), session.load(runs / "larger")
+    wide, given = scaled(top, 4, (32, 32, 1)), []
+    monkeypatch.setattr(
+        assembly.Sampler, "answers", lambda self, *args: given.append(args[-1])
+    )
+    draw = cascade.Cascade(base, wide)
+    small = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1).repeat(64, axis=0)
+    monkeypatch.setattr(draw, "_small", lambda *_: small)
+    draw(top.params, 0)
+    assert given[0].shape == (64, 32, 32, 2)
+    blocks = given[0][..., 0].reshape(64, 8, 4, 8, 4)
+    np.testing.assert_allclose(
+        blocks, (small + 0.5)[:, :, None, :, None, 0].repeat(4, 2).repeat(4, 4) / 256
+    )
+    with pytest.raises(UserError, match=r"makes examples of 16x16x1, .* of 8x8x1"):
+        cascade.Cascade(scaled(base, None, (16, 16, 1)), wide)
+
+
+def test_training_puts_noise_on_what_is_to_be_enlarged(runs, monkeypatch):
+    top, told = session.load(runs / "larger"), []
+    make = data.make_prepare
+
+    def seen(config, **options):
+        prepare = make(config, **options)
+        return lambda raw, key: told.append(prepare(raw, key)) or told[-1]
+
+    monkeypatch.setattr(data, "make_prepare", seen)
+    bound = session.bind(top.config)
+    advance = assembly.make_advance(bound, types.SimpleNamespace(axis_name=None))
+    raw = data.open_dataset(top.config.data).train.take(np.arange(16))
+    raw["index"] = np.arange(16, dtype=np.int32)
+    start = update.init_state
+    key = jax.random.key(0)
+    given = jax.eval_shape(make(top.config.data), raw, key)
+    state = jax.eval_shape(
+        lambda key, batch: start(bound.model, bound.optimizers, key, batch), key, given
+    )
+    jax.eval_shape(advance, state, raw, key)
+    with jax.disable_jit():
+        levels = make(top.config.data, training=True)(raw, key)["condition"][..., 1]
+    assert len(told) == 1
+    assert np.ptp(levels) > 0.1
 
 
 def test_answers_agree_with_what_is_seen_whatever_the_model_says(runs):
@@ -186,6 +276,7 @@ def test_answers_agree_with_what_is_seen_whatever_the_model_says(runs):
         ("plain", "halves", 0, "is on --task inpaint"),
         ("larger", "larger", 0, "makes examples of 16x16x1, .* enlarges .* 8x8x1"),
         ("plain", "larger", 0.3, "--noise must be in 0 .. 0.2"),
+        ("plain", "larger", -0.1, "--noise must be in 0 .. 0.2"),
     ],
 )
 def test_runs_that_do_not_chain_are_refused(runs, first, second, level, message):
@@ -209,13 +300,17 @@ def test_commands_on_runs_of_tasks(runs, tmp_path, capsys):
     assert asked.CAPTION[1:] in page
     assert told("edit", halves, "--num", 2, "--out", tmp_path / "edit.png") == 0
     assert "what is seen is met within 0.0" in capsys.readouterr().err
-    out = tmp_path / "large.npz"
-    assert told("sample", runs / "plain", "--then", runs / "larger", "--out", out) == 0
+    out, larger = tmp_path / "large.npz", runs / "larger"
+    top = "--then", larger
+    base = "--base", runs / "plain", "--num", 0, "--num-images", 2, "--num-samples", 1
+    assert told("sample", runs / "plain", *top, "--out", out) == 0
     with np.load(out, allow_pickle=False) as file:
         assert file["images"].shape == (64, 16, 16, 1)
     for argv, message in (
         (("diagnose", halves), "jaxgen diagnose is not for a run on --task inpaint"),
         (("edit", halves, "--task", "enlarge"), "was trained on --task inpaint"),
+        (("sample", runs / "plain", *top, "--noise", 0.3), "--noise must be in 0"),
+        (("evaluate", larger, *base, "--noise", 0.3), "--noise must be in 0"),
         (("edit", runs / "plain"), "--task says what is asked"),
         (("sample", halves, "--ex-post", "gmm"), "is not for a run on --task inpaint"),
         (("train", "vae", "--task", "inpant"), "did you mean|inpaint"),
@@ -229,18 +324,66 @@ def test_commands_on_runs_of_tasks(runs, tmp_path, capsys):
 
 
 def test_a_table_has_a_row_for_each_model():
-    interval = {"value": 0.25, "low": 0.2, "high": 0.3}
-    answers = dict.fromkeys(("best", "of_mean", "diversity"), interval)
-    modes = {"none_share": interval, "shares": [0.29, 0.71]}
+    interval = lambda value: {"value": value, "low": 0.2, "high": 0.8}
+    names = ("best", "of_mean", "diversity", "disagreement", "recognised")
+    answers = {name: interval(0.25 + 0.1 * i) for i, name in enumerate(names)}
+    modes = {"none_share": interval(0.75), "shares": [0.29, 0.71]}
     found = {
         "flow": {"num_parameters": 1234, "answers": answers | {"modes": modes}},
-        "mean": {"num_parameters": 5, "answers": answers | {"disagreement": None}},
+        "mean": {"num_parameters": 5, "answers": dict.fromkeys(names)},
     }
     heading, _, first, second = questions.table(found).splitlines()
     assert heading.count("|") == first.count("|") == second.count("|")
-    assert first.startswith("| flow | 1,234 | 0.2500 (0.2000 to 0.3000) | ")
-    assert "| 29.0 71.0 |" in first
-    assert second.endswith("|  |  |  |  |")
+    cells = dict(zip(heading.split(" | "), first.split(" | "), strict=True))
+    assert cells["best"] == "0.2500 (0.2000 to 0.8000)"
+    assert cells["mean"][:6] == "0.3500"
+    assert cells["diversity"][:6] == "0.4500"
+    assert cells["off"][:6] == "0.5500"
+    assert cells["none"][:6] == "0.7500"
+    assert cells["recognised |"][:6] == "0.6500"
+    assert (cells["parameters"], cells["modes"]) == ("1,234", "29.0 71.0")
+    assert second == "| mean | 5 |" + 7 * "  |"
+
+
+def test_entrants_are_judged_anew_by_other_numbers_of_answers(tmp_path, monkeypatch):
+    called = []
+
+    def command(self, argv, log):
+        del self, log
+        name, *rest = argv[argv.index("-m") + 2 :]
+        called.append(name)
+        if name == "train":
+            run = rundir.RunFolder(Path(rest[-1]))
+            run.path.mkdir(parents=True, exist_ok=True)
+            config = configs.default(rest[0])
+            run.write_config(session.resolve(config, data.open_dataset(config.data)))
+        else:
+            told = {"answers": {"num_answers": int(rest[-1])}}
+            (Path(rest[0]) / "evaluation.json").write_text(json.dumps(told))
+        return ""
+
+    monkeypatch.setattr(pinned.Cores, "command", command)
+    entrants = [questions.Entrant("one", "vae", ["--data", "digits"])]
+    for num in (2, 3, 3):
+        found = questions.compete(entrants, tmp_path, num_answers=num, jobs=1)
+        assert found["one"]["answers"]["num_answers"] == num
+    assert called == ["train", "evaluate", "train", "evaluate", "train"]
+
+
+def test_roll_outs_show_every_fifth_frame(runs):
+    loaded = session.load(runs / "halves")
+    model = dataclasses.replace(loaded.config.model, shape=(16, 16, 1))
+    config = dataclasses.replace(loaded.config, model=model)
+    brighter = answering_with(
+        loaded._replace(config=config), lambda z, c: c[..., 1:2] + 1 / 255
+    )
+    test = data.open_dataset(data.DataConfig(name="peg:2")).test
+    found = questions.rolled(brighter, test).astype(int)
+    first = test.take(data.spread(test.num_examples, 4))["condition"][..., 1:]
+    assert found.shape == (4, 11, 16, 16, 1)
+    for number in range(11):
+        expected = np.minimum(first.astype(int) + 5 * number, 255)
+        assert np.abs(found[:, number] - expected).max() <= 1
 
 
 def test_an_unknown_entrant_is_named(tmp_path):

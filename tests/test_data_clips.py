@@ -153,6 +153,23 @@ def test_peg_judge_tells_none_of_them(balls):
     assert np.all(modes == np.arange(num))
 
 
+def test_true_frames_are_judged_to_be_as_frequent_as_they_are(balls):
+    num, dataset, scene, way = balls
+    given = dataset.train.arrays["condition"][:2000]
+    true = dataset.train.arrays["x"][:2000, None]
+    told = peg_answers.counted(f"peg:{num}", given / np.float32(255), true)
+    meets = peg.meets(scene)[:2000]
+    assert told["num_judged"] == meets.sum() < 2000
+    assert told["none_share"].value == 0
+    expected = np.bincount(way[:2000][meets], minlength=num) / meets.sum()
+    np.testing.assert_allclose(told["shares"], expected)
+    assert told["p_value"] > 1e-3
+    one = peg_answers.outcomes(peg.Scene(*(a[:200] for a in scene)), num)[:, :1]
+    told = peg_answers.counted(f"peg:{num}", given[:200] / np.float32(255), one)
+    assert told["shares"][0] == 1
+    assert told["p_value"] < 1e-9
+
+
 def test_peg_rules_by_hand():
     way = np.array([0])
     falls = one(20, 16, 18, 8)
@@ -232,6 +249,13 @@ def test_roll_equals_frame_after_frame():
     np.testing.assert_allclose(last, given, rtol=1e-5)
     plain, _ = clips.roll(answer, given[..., :2], keys)
     assert plain.shape == frames.shape
+
+
+def test_the_next_condition_by_hand():
+    given = jnp.arange(5.0)[None, None, None]  # two frames and three actions
+    frame, planes = jnp.full((1, 1, 1, 1), 9.0), jnp.eye(3)[1][None, None, None]
+    found = clips.advance(given, frame, planes)
+    np.testing.assert_array_equal(found[0, 0, 0], [1, 9, 0, 1, 0])
 
 
 def test_advance_refuses_other_planes():

@@ -140,6 +140,34 @@ def test_both_players_pay_what_the_game_says(options, player):
         np.testing.assert_array_equal(aux.metrics[f"right/{name}"], truth)
 
 
+@pytest.mark.parametrize("player", [0, 1])
+def test_on_a_task_both_networks_are_told_what_is_given(player):
+    config, _ = gan.resolve(gan.GANConfig(**SMALL), SHAPE, None, num_planes=2)
+    given = batch() | {"condition": jax.random.uniform(KEY, (6, *SHAPE[:2], 2))}
+    model = gan.make_gan(config)
+    params, extra = jax.jit(lambda key: model.init(key, given))(KEY)
+    leaves, form = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    leaves = [a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype) for a in leaves]
+    params = jax.tree.unflatten(form, leaves)
+
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        objective = model.players[player].objective
+        return objective(params, extra, given, KEY, jnp.float32(0))[0].mean()
+
+    own = slope(params)[("discriminator", "generator")[player]]
+    if player:
+        assert np.abs(own["told"]["kernel"]).min(axis=1).max() > 1e-9
+    else:  # the image and three planes
+        assert (np.abs(own["input"]["kernel"]).max(axis=1) > 1e-6).all()
+        judge = functools.partial(gan.discriminate, config, params, given["x"])
+        before, seen = judge(given["condition"]), given["condition"]
+        after = judge(seen.at[2].set(1 - seen[2]))
+        np.testing.assert_array_equal(np.abs(after - before) > 1e-4, np.arange(6) == 2)
+
+
 def test_slopes_are_told_whatever_the_penalty():
     truth = said(0)[1].metrics
     assert float(truth["slope/real"].min()) > 1e-3

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen.nets.patches import patches, unpatched
+from jaxgen.nets.rows import RowDenoiser
 from jaxgen.nets.transformer import Transformer
 from jaxgen.nets.unet import UNet
 
@@ -79,6 +80,32 @@ def test_denoisers_hear_noise_class_and_interval(name):
         np.testing.assert_array_equal(changed, [False, True, False])
     none = apply(noise, jnp.full(3, 4), jnp.zeros(3))
     np.testing.assert_array_equal(apply(noise), none)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_denoisers_see_the_planes_of_their_own_example(name):
+    net, x, params = made(name, num_planes=2)
+    variables = {"params": randomised(params)}
+    apply = jax.jit(lambda planes: net.apply(variables, x, jnp.ones(3), planes=planes))
+    planes = jax.random.normal(jax.random.key(3), (3, 8, 8, 2))
+    before = apply(planes)
+    for number in range(2):
+        moved = apply(planes.at[1, ..., number].add(1.0)) != before
+        np.testing.assert_array_equal(np.any(moved, axis=(1, 2, 3)), [0, 1, 0])
+    np.testing.assert_allclose(apply(None), apply(0 * planes), atol=1e-5)
+
+
+def test_the_denoiser_of_rows_hears_its_noise_and_its_class():
+    net = RowDenoiser(width=8, num_classes=3)
+    x = jax.random.normal(jax.random.key(1), (3, 1, 1, 5))
+    noise, label = jnp.ones(3), jnp.arange(3)
+    params = randomised(net.init(jax.random.key(2), x, noise)["params"])
+    apply = jax.jit(lambda *told: net.apply({"params": params}, x, *told))
+    before = apply(noise, label)
+    for told in ((noise.at[1].set(0.9), label), (noise, label.at[1].set(3))):
+        moved = np.any(apply(*told) != before, axis=(1, 2, 3))
+        np.testing.assert_array_equal(moved, [False, True, False])
+    np.testing.assert_array_equal(apply(noise), apply(noise, jnp.full(3, 3)))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 
 from jaxgen import bijectors
 from jaxgen.nets import flow as nets
+from jaxgen.nets.conditioning import Told
 from jaxgen.verify.cases import randomised
 
 KEY = jax.random.key(0)
@@ -118,6 +119,15 @@ def test_networks_of_couplings_hear_the_class_and_all_of_what_is_kept(module, sh
     np.testing.assert_allclose(network.apply(params, x, None), out[3], atol=1e-5)
     moved = apply(params, x.at[:, -1].add(1.0), jnp.full(2, 3))
     assert np.all(np.abs(moved - out[3]).max((0, -1)).reshape(shape[0], -1)[0] > 1e-6)
+
+
+def test_planes_that_do_not_come_are_zeros():
+    net, planes = Told(8, planes=(2, 3, 2)), jax.random.normal(KEY, (4, 2, 3, 2))
+    params = randomised(net.init(KEY, 4, planes), KEY)
+    apply = jax.jit(lambda planes: net.apply(params, 4, planes))
+    np.testing.assert_allclose(apply(None), apply(0 * planes), atol=1e-6)
+    moved = apply(planes.at[1, 1, 2, 1].add(1.0)) != apply(planes)
+    np.testing.assert_array_equal(np.any(moved, axis=1), [0, 1, 0, 0])
 
 
 def test_sampling_with_the_memory_is_sampling_without():
