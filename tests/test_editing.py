@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from doors import call
 from PIL import Image
+from test_nets_denoisers import randomised
 
 from jaxgen import data, editing, models, operators
 from jaxgen.models import diffusion_answers, diffusion_denoiser
@@ -239,6 +240,34 @@ def test_pictures_have_condition_answers_and_truth(tmp_path):
     assert [p.stem for p in paths] == expected
     read = np.asarray(Image.open(tmp_path / "all" / "00-x-given.png"))
     np.testing.assert_array_equal(read, images[0].truth[..., 0])
+
+
+def test_the_class_of_an_edit_is_told():
+    """Of a random network of three classes, by replacement in two steps."""
+    operator = operators.mask(jnp.zeros((1, 8, 8, 1)).at[:, :, 4:].set(1))
+    y = operator.apply(jnp.full((2, 8, 8, 1), 0.4))
+    z = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+
+    def hidden(label):
+        sampling = models.diffusion.Sampling(label=label, num_steps=2)
+        config = models.diffusion.DiffusionConfig(
+            **TINY, conditional=True, sampling=sampling
+        )
+        config, _ = models.diffusion.resolve(config, (8, 8, 1), None, num_classes=3)
+        x = {"x": jnp.stack([z[0], 0 * z[0]]), "label": jnp.arange(2)}
+
+        @jax.jit
+        def run(key):
+            params = diffusion_denoiser.init(config, key, x)
+            params = {**params, "net": randomised(params["net"])}
+            keys = jax.random.split(key, 2)
+            return diffusion_answers.answered(
+                config, params, z, keys, operator, y, method="replacement"
+            )
+
+        return np.asarray(run(jax.random.key(0)))[:, :, 4:]
+
+    assert np.abs(hidden(1) - hidden(None)).max() > 1e-3
 
 
 @pytest.fixture(scope="module")
