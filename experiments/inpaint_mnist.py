@@ -15,11 +15,11 @@ from jaxgen.bench import questions
 OPTIONS = questions.Options(data="mnist")
 TASK = ("--task", "inpaint", "--mask", "half")
 FLAGS = {
-    "diffusion": "diffusion --widths 32 64 --steps 1500",
+    "diffusion": "diffusion --widths 32 64 --steps 4000 --noise-mean 0.4 --temperature 0.6",
     "vae": "vae --likelihood gaussian --steps 10000",
     "gan": "gan --width 32 --steps 1500",
     "flow": "flow --steps 1500 --learning-rate 5e-3",
-    "deterministic": "diffusion --widths 32 64 --steps 1500 --noise-levels most",
+    "deterministic": "diffusion --widths 32 64 --steps 4000 --noise-levels most",
 }
 
 
