@@ -45,6 +45,8 @@ class Options:
     """Updates."""
     batch_size: int = 32
     """Windows an update."""
+    weight_decay: float = 0.5
+    """A large one: the text is short, and comes by more than 60 times."""
     width: int = 128
     """Channels of the transformer."""
     depth: int = 4
@@ -67,6 +69,7 @@ def fit(order: Literal["any", "causal"], options: Options) -> dict[str, Any]:
             configs.default("masked").train,
             steps=options.steps,
             batch_size=options.batch_size,
+            weight_decay=options.weight_decay,
         ),
     )
     folder = rundir.RunFolder(options.out / order)
