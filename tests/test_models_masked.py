@@ -16,7 +16,7 @@ from jaxgen._checks import UserError
 from jaxgen.models import masked
 from jaxgen.models.base import indexed_keys
 from jaxgen.nets.attention import Attention, turned
-from jaxgen.nets.tokens import NEIGHBOURS, TokenTransformer, beside
+from jaxgen.nets.tokens import NEIGHBOURS, TokenTransformer, with_neighbours
 from jaxgen.train import session
 
 LENGTH = 12
@@ -70,7 +70,7 @@ def test_causal_logits_hear_what_stands_before_and_nothing_else():
 @pytest.mark.parametrize("before", [NEIGHBOURS // 2, NEIGHBOURS])
 def test_tokens_are_joined_with_so_many_before_and_after_them(before):
     h = np.random.default_rng(0).standard_normal((2, 11, 3)).astype(np.float32)
-    found = np.asarray(beside(h, before)).reshape(2, 11, 1 + NEIGHBOURS, 3)
+    found = np.asarray(with_neighbours(h, before)).reshape(2, 11, 1 + NEIGHBOURS, 3)
     for place in range(11):
         for number in range(1 + NEIGHBOURS):
             other = place - before + number

@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxgen.nets.transformer import Layer
 
-NEIGHBOURS = 8  # on both sides, or before
+NEIGHBOURS = 8  # tokens: half of them on either side, or, causally, all before
 
 
 class TokenTransformer(nn.Module):
@@ -51,7 +51,7 @@ class TokenTransformer(nn.Module):
             tokens = jnp.where(hidden, self.num_tokens, tokens)
         h = nn.Embed(self.num_tokens + 1, self.width, name="embedding")(tokens)
         before = NEIGHBOURS if self.is_causal else NEIGHBOURS // 2
-        h = nn.Dense(self.width, name="neighbours")(beside(h, before))
+        h = nn.Dense(self.width, name="neighbours")(with_neighbours(h, before))
         layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
         axes: Any = nn.broadcast
         layers = nn.scan(
@@ -68,10 +68,11 @@ class TokenTransformer(nn.Module):
         return nn.Dense(self.num_tokens, kernel_init=zeros, name="output")(h)
 
 
-def beside(h: Array, before: int) -> Array:
-    """Every token and `NEIGHBOURS` others, `[B, L, (1 + NEIGHBOURS) C]`; zeros outside.
+def with_neighbours(h: Array, before: int) -> Array:
+    """Each token of `h [B, L, C]` with `NEIGHBOURS` others, `[B, L, (1 + NEIGHBOURS) C]`.
 
-    So many are before it, the others after it.
+    They stand in the order of the text, `before` of them before the token, the others
+    after it; zeros where the text has ended.
     """
     length = h.shape[1]
     wide = jnp.pad(h, ((0, 0), (before, NEIGHBOURS - before), (0, 0)))
