@@ -4,9 +4,10 @@
     jaxgen infill FOLDER/any --text "for i in _____:"
 
 One network in two orders, the same update, data and number of parameters: any order (masked
-diffusion, a bound) and causal (exact); and gzip, and counts of runs of five bytes. All but
-gzip are told nothing of what came before a window of 128 bytes. A byte is a character, but
-for a few. The same command goes on where it was stopped.
+diffusion, a bound) and causal (exact); and gzip, and counts of runs of five bytes. Judged are
+the parameters that were best on the validation split. All but gzip are told nothing of what
+came before a window of 128 bytes. A byte is a character, but for a few. The same command goes
+on where it was stopped.
 """
 
 import dataclasses
@@ -47,6 +48,8 @@ class Options:
     """Windows an update."""
     weight_decay: float = 0.5
     """A large one: the text is short, and comes by more than 60 times."""
+    patience: int = 1000
+    """Updates without a better loss on the validation split that end a run."""
     width: int = 128
     """Channels of the transformer."""
     depth: int = 4
@@ -70,6 +73,7 @@ def fit(order: Literal["any", "causal"], options: Options) -> dict[str, Any]:
             steps=options.steps,
             batch_size=options.batch_size,
             weight_decay=options.weight_decay,
+            patience=options.patience,
         ),
     )
     folder = rundir.RunFolder(options.out / order)
