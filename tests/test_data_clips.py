@@ -144,10 +144,17 @@ def test_peg_judge_tells_none_of_them(balls):
     exact = peg_answers.outcomes(some, num) / 255
     empty = peg.draw(some._replace(x=some.x * 0, y=some.y * 0))[:, None] / 255
     two = exact[:, :1] + exact[:, -1:] - exact.min(axis=1, keepdims=True)
-    for wrong in (exact.mean(axis=1, keepdims=True), empty, two, 0 * two):
+    mean = exact.mean(axis=1, keepdims=True)
+    for wrong in (mean, empty, two, 0 * two):
         modes, distance = peg_answers.modes(some, wrong, num)
         assert np.all(modes == -1)
         assert distance.min() >= peg_answers.WITHIN
+    blur = np.average(exact, axis=1, weights=peg.PROBABILITIES[num])[:, None]
+    modes, _ = peg_answers.modes(some, blur, num)
+    assert np.all(modes == -1)
+    moved = 0.75 * exact + 0.25 * np.roll(exact, 1, axis=3)  # by a quarter of a pixel
+    modes, _ = peg_answers.modes(some, moved, num)
+    assert np.all(modes == np.arange(num))
     near = exact + 0.03 * np.random.default_rng(0).standard_normal(exact.shape)
     modes, _ = peg_answers.modes(some, near, num)
     assert np.all(modes == np.arange(num))

@@ -8,9 +8,10 @@ import numpy as np
 from jaxgen.data import peg
 from jaxgen.evaluate.answers import of_modes
 
-# In norms of a ball. A frame without it is 0.75 to 1 away, the mean of two ways 0.5 to 0.7,
-# a ball that is moved by a quarter of a pixel less than 0.3.
+# In norms of a ball. A frame without it is 0.75 to 1 away, a ball that is moved by a quarter
+# of a pixel less than 0.3.
 WITHIN = 0.5
+BLURRED = 0.2  # of another way's ball; the blur of ways of 0.3 and 0.7 has 0.3 of it
 _BLOCK = 64  # frames whose distances fit into a processor's cache
 
 
@@ -55,15 +56,22 @@ def modes(
 
     Returns:
         The way of the nearest possible frame, `[N, K]`, -1 for none of them: the
-        distance is 0.5 or more; and the distance, `[N, K]`: of a Euclidean norm of
-        pixels, over that of a ball. Without a meeting the way is 0 or -1.
+        distance is 0.5 or more, or, by least squares, the answer has a fifth or more of
+        another way in it; and the distance, `[N, K]`: of a Euclidean norm of pixels, over
+        that of a ball. Without a meeting the way is 0 or -1.
     """
     possible = _unit(outcomes(scene, num_modes))
     apart = _unit(answers)[:, :, None] - possible[:, None]
     squares = np.sum(apart**2, axis=(3, 4, 5))
+    way, least = squares.argmin(axis=2), squares.min(axis=2)
+    between = np.sum((possible[:, :, None] - possible[:, None]) ** 2, axis=(3, 4, 5))
+    between = between[np.arange(len(way))[:, None], way]  # [N, K, num_modes]
+    # Where the line to the other way is nearest; all are one without a meeting.
+    share = (least[..., None] + between - squares) / (2 * np.maximum(between, 1e-9))
     ball = peg.BALL_LEVEL / 255 * (peg.BALL / peg.FINE)
-    distance = np.sqrt(squares.min(axis=2)) / ball
-    return np.where(distance < WITHIN, squares.argmin(axis=2), -1), distance
+    distance = np.sqrt(least) / ball
+    is_known = (distance < WITHIN) & (share.max(axis=2) < BLURRED)
+    return np.where(is_known, way, -1), distance
 
 
 def counted(
