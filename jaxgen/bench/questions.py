@@ -177,11 +177,13 @@ def _run(
     say(f"{entrant.name}: {log}")
     train = [entrant.family, *entrant.train, *length, "--devices", "1"]
     jaxgen_command(cores, log, "train", *train, "--out", str(run))
-    if read_json(run / "evaluation.json").get("answers", {}).get("num_answers") == (
-        num_answers
-    ):
+    config = rundir.RunFolder(run).read_config()
+    judged = read_json(run / "evaluation.json")
+    sampling = json.loads(json.dumps(dataclasses.asdict(config.model).get("sampling")))
+    known = judged.get("answers", {}).get("num_answers"), judged.get("sampling")
+    if known == (num_answers, sampling):
         return
-    dataset = data.open_dataset(rundir.RunFolder(run).read_config().data)
+    dataset = data.open_dataset(config.data)
     effort = ["--num", "0", "--num-samples", "8", "--num-images"]
     effort += [str(min(NUM_LIKELIHOOD, dataset.test.num_examples))]
     asked_for = ["--answers", str(num_answers)]

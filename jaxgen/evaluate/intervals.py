@@ -36,8 +36,10 @@ def of_share(right: Any) -> Interval:
     return of_count(int(np.sum(right)), len(right))
 
 
-def of_count(count: int, num: int) -> Interval:
+def of_count(count: float, num: int) -> Interval:
     """Of the share `count / num`, by Wilson's score.
+
+    Of a sum of shares, each in 0 .. 1, the limits are as wide or wider than they need be.
 
     References:
         Wilson 1927, doi:10.1080/01621459.1927.10502953.
