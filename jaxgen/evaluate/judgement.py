@@ -104,10 +104,11 @@ def judge_wholly(
         dataset: Its data.
         options: Of `jaxgen evaluate`.
     """
-    # First, since they may refuse the data.
+    # First, since they may refuse the data, or a base.
     judged = dataset.parts or dataset
     trained = classifier.make_classifier(judged) if options.judge else None
     by = features.choose(options.features, dataset) if options.num else None
+    sampler = _sampler(loaded, dataset, options)
     seed, num_images = options.seed, options.num_images
     result = judge(
         loaded, dataset, options.num_samples, num_images=num_images, seed=seed
@@ -124,11 +125,7 @@ def judge_wholly(
         result |= baselines.of_text(dataset.name, dataset.shape[0])
     if options.ema_width is not None:
         result["ema_width"] = options.ema_width
-    if options.base is None:
-        sampler = assembly.Sampler(loaded, dataset.test)
-    else:
-        base = expost.load(options.base)
-        sampler = cascade.Cascade(base, loaded, level=options.noise)
+    if options.base is not None:
         result["base"] = str(options.base)
     # Kept: what is judged is among the samples whose quality is measured.
     draw = functools.cache(lambda start: sampler(loaded.params, seed, start))
@@ -148,6 +145,14 @@ def judge_wholly(
             seen = classifier.judge_stacked(trained, draw, judged, num, progress=told)
         result |= seen
     return result
+
+
+def _sampler(
+    loaded: session.Loaded, dataset: data.Dataset, options: Any
+) -> assembly.Sampler | cascade.Cascade:
+    if options.base is None:
+        return assembly.Sampler(loaded, dataset.test)
+    return cascade.Cascade(expost.load(options.base), loaded, level=options.noise)
 
 
 def _write_pairs(

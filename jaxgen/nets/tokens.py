@@ -1,8 +1,8 @@
 """A transformer of tokens, told some and asked for the others, in any order or from the left.
 
 Both are one network with the same parameters: what differs is what a place is told and
-which places it hears. Where it is depends on nothing but the distances between tokens:
-examples are windows of a text, which begin anywhere.
+which places it hears. Where it is depends on nothing but the distances between tokens, and
+near an end of a window on that: examples are windows of a text, which begin anywhere.
 
 The first layer joins every token with its neighbours, so that what short runs of tokens
 say need not be found by attention first (So et al. 2021, Primer, arXiv:2109.08668, have a

@@ -250,7 +250,8 @@ def _read(checkpointer: Any, path: Path, abstract_state: Any) -> Any:
         return read if stored is abstract_state else abstract_state._replace(**read)
     except ValueError as error:
         raise CheckpointError(
-            f"checkpoint {path} does not fit the model of config.json: was that changed?"
+            f"checkpoint {path} does not fit the model of config.json: was that changed, "
+            "or is it of an earlier jaxgen?"
         ) from error
 
 
