@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from doors import call
 from PIL import Image
-from test_nets_denoisers import randomised
 
 from jaxgen import data, editing, models, operators
 from jaxgen.models import diffusion_answers, diffusion_denoiser
 from jaxgen.train import config as configs
 from jaxgen.train import rundir, session
+from jaxgen.verify.cases import randomised
 
 TINY = {"widths": (8,), "blocks": 1}
 
@@ -259,7 +259,7 @@ def test_the_class_of_an_edit_is_told():
         @jax.jit
         def run(key):
             params = diffusion_denoiser.init(config, key, x)
-            params = {**params, "net": randomised(params["net"])}
+            params = {**params, "net": randomised(params["net"], jax.random.key(0))}
             keys = jax.random.split(key, 2)
             return diffusion_answers.answered(
                 config, params, z, keys, operator, y, method="replacement"

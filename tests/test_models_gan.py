@@ -153,13 +153,18 @@ def test_on_a_task_both_networks_are_told_what_is_given(player):
 
     @jax.jit
     @jax.grad
-    def slope(params):
+    def slope(params, given):
         objective = model.players[player].objective
         return objective(params, extra, given, KEY, jnp.float32(0))[0].mean()
 
-    own = slope(params)[("discriminator", "generator")[player]]
+    own = slope(params, given)[("discriminator", "generator")[player]]
     if player:
-        assert np.abs(own["told"]["kernel"]).min(axis=1).max() > 1e-9
+        assert (np.abs(own["told"]["kernel"]).max(axis=1) > 1e-9).all()
+        given["weight"] = jnp.float32(jnp.arange(6) == 2)
+        given["condition"] = given["condition"].at[2].set(0.5)  # a network sees 0
+        own = slope(params, given)["generator"]["told"]
+        np.testing.assert_array_equal(own["kernel"][:2], 0)  # another's planes are not
+        assert (np.abs(own["kernel"][2]) > 1e-9).any()
     else:  # the image and three planes
         assert (np.abs(own["input"]["kernel"]).max(axis=1) > 1e-6).all()
         judge = functools.partial(gan.discriminate, config, params, given["x"])

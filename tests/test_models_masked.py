@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from doors import call
 from PIL import Image
-from test_nets_denoisers import randomised
 
 from jaxgen import cli, infilling
 from jaxgen._checks import UserError
@@ -18,6 +17,7 @@ from jaxgen.models.base import indexed_keys
 from jaxgen.nets.attention import Attention, turned
 from jaxgen.nets.tokens import NEIGHBOURS, TokenTransformer, with_neighbours
 from jaxgen.train import session
+from jaxgen.verify.cases import randomised
 
 LENGTH = 12
 SMALL = {"width": 16, "depth": 2, "head_width": 8}
@@ -32,7 +32,7 @@ def made(**knobs):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, LENGTH)), jnp.int32)
     net = network(**knobs)
     params = jax.jit(net.init)(jax.random.key(0), x, x > 99)["params"]
-    params = jax.jit(randomised)(params)
+    params = jax.jit(randomised)(params, jax.random.key(0))
     apply = jax.jit(lambda x, hidden: net.apply({"params": params}, x, hidden))
     return apply, x, params
 
