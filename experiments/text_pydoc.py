@@ -48,8 +48,9 @@ class Options:
     """Windows an update."""
     weight_decay: float = 0.5
     """A large one: the text is short, and comes by more than 60 times."""
-    patience: int = 1000
-    """Updates without a better loss on the validation split that end a run."""
+    patience: int = 4
+    """Checkpoint intervals, 20 a run, without a better loss on the validation split that end
+    it."""
     width: int = 128
     """Channels of the transformer."""
     depth: int = 4
