@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_nets_denoisers import applied, randomised
+from test_nets_denoisers import KEY, applied
 
 from jaxgen.nets.attention import Attention
 from jaxgen.nets.transformer import Transformer, places
+from jaxgen.verify.cases import randomised
 
 
 def network(**knobs):
@@ -28,7 +29,9 @@ def made():
 def test_attention_equals_flax_where_queries_and_keys_are_normalised():
     h = jax.random.normal(jax.random.key(0), (2, 5, 12))
     ours = Attention(head_width=4)
-    params = jax.jit(randomised)(jax.jit(ours.init)(jax.random.key(1), h)["params"])
+    params = jax.jit(randomised)(
+        jax.jit(ours.init)(jax.random.key(1), h)["params"], KEY
+    )
     flax = jax.tree.map(np.asarray, params)
     names = ("query", "key", "value")
     kernels = np.split(flax["qkv"]["kernel"], 3, axis=-1)
@@ -80,7 +83,7 @@ def test_attention_takes_any_number_of_channels(channels):
 @pytest.mark.slow
 def test_transformer_sees_every_pixel_from_every_pixel():
     net, x, params = made()
-    variables = {"params": jax.jit(randomised)(params)}
+    variables = {"params": jax.jit(randomised)(params, KEY)}
     size = x[0].size
     nudges = np.concatenate([np.zeros((1, size)), 0.1 * np.eye(size)])
     nudged = x[:1] + nudges.reshape(size + 1, *x.shape[1:]).astype(np.float32)
@@ -94,7 +97,7 @@ def test_transformer_sees_every_pixel_from_every_pixel():
 def test_transformer_hears_the_place_of_a_patch(shift):
     """Without `place` the outputs of moved patches are the moved outputs."""
     net, x, params = made()
-    params = jax.jit(randomised)(params)
+    params = jax.jit(randomised)(params, KEY)
     blind = {**params, "place": jax.tree.map(jnp.zeros_like, params["place"])}
     for variables, same in (({"params": blind}, True), ({"params": params}, False)):
         outputs = applied(net, variables, x, jnp.ones(3))
@@ -127,7 +130,7 @@ def test_first_layer_reaches_the_last_by_its_own_skip():
     """With every merge blind to h, the last layer hears the first layer only."""
     net, x, params = made()
     # In numpy: a jax program for each shape would take most of the time.
-    params = jax.tree.map(np.array, jax.jit(randomised)(params))
+    params = jax.tree.map(np.array, jax.jit(randomised)(params, KEY))
     params["second"]["skip"]["kernel"][:, : net.width] = 0.0
     base = applied(net, {"params": params}, x, jnp.ones(3))
     for half, layer in (("first", 0), ("first", 1), ("second", 0), ("second", 1)):
@@ -190,7 +193,7 @@ def test_transformer_tangent_is_the_derivative():
         _, x, params = made()
         net = network(remat=True)
         params = jax.tree.map(
-            lambda p: p.astype(jnp.float64), jax.jit(randomised)(params)
+            lambda p: p.astype(jnp.float64), jax.jit(randomised)(params, KEY)
         )
         x = x.astype(jnp.float64)
         f = functools.partial(applied, net, {"params": params})
