@@ -15,7 +15,7 @@ OPTIONS = questions.Options(data="peg:2", num_answers=50)
 TASK = ("--task", "next-frame")
 FLAGS = {
     "diffusion": "diffusion --widths 16 32 --steps 4000",
-    "flow": "flow --bins 16 --steps 4000 --learning-rate 1e-2",
+    "flow": "flow --bins 16 --steps 2500 --learning-rate 1e-2",
     "gan": "gan --width 32 --gamma 0.003 --steps 24000",
     "deterministic": "diffusion --widths 16 32 --steps 2000 --noise-levels most",
 }

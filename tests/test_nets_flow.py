@@ -77,8 +77,8 @@ def test_waves_are_sines_beside_the_value_they_are_of():
 
 
 def transformer(**options):
-    options = {"width": 16, "head_width": 8, "num_classes": 3, **options}
-    return nets.CausalTransformer(num_outputs=4, length=5, **options)
+    options = {"width": 16, "head_width": 8, "num_classes": 3, "length": 5, **options}
+    return nets.CausalTransformer(num_outputs=4, **options)
 
 
 def test_the_transformer_sees_the_blocks_before_and_all_of_them():
@@ -123,17 +123,67 @@ def test_networks_of_couplings_hear_the_class_and_all_of_what_is_kept(module, sh
 
 def test_planes_that_do_not_come_are_zeros():
     net, planes = Told(8, planes=(2, 3, 2)), jax.random.normal(KEY, (4, 2, 3, 2))
-    params = randomised(net.init(KEY, 4, planes), KEY)
-    apply = jax.jit(lambda planes: net.apply(params, 4, planes))
+    params = randomised(net.init(KEY, 4, 6, planes), KEY)
+    apply = jax.jit(lambda planes: net.apply(params, 4, 6, planes))
     np.testing.assert_allclose(apply(None), apply(0 * planes), atol=1e-6)
     moved = apply(planes.at[1, 1, 2, 1].add(1.0)) != apply(planes)
-    np.testing.assert_array_equal(np.any(moved, axis=1), [0, 1, 0, 0])
+    np.testing.assert_array_equal(np.any(moved, axis=(1, 2)), [0, 1, 0, 0])
 
 
-def test_sampling_with_the_memory_is_sampling_without():
-    x = jax.random.normal(KEY, (3, 5, 2))
-    label = jnp.array([0, 2, 1])
-    network = nets.causal_network(transformer())
+def test_a_place_is_told_most_of_the_planes_where_it_is():
+    """Of 16x16 planes in 8x8 places: what is near is told in the same way everywhere."""
+    net = Told(8, planes=(16, 16, 1))
+    params = net.init(KEY, 1, 64, jnp.zeros((1, 16, 16, 1)))
+    whole = params["params"]["planes"]
+    whole.update(jax.tree.map(jnp.zeros_like, dict(whole)))  # only what is near
+
+    def told(row, column):
+        planes = jnp.zeros((1, 16, 16, 1)).at[0, row, column].set(1.0)
+        change = net.apply(params, 1, 64, planes) - net.apply(params, 1, 64, None)
+        return np.asarray(change).reshape(8, 8, 8)
+
+    at = told(8, 6)  # in place (4, 3)
+    seen = np.abs(at).max(axis=-1) > 1e-7
+    near = np.abs(np.arange(8) - 4) <= 3, np.abs(np.arange(8) - 3) <= 3
+    np.testing.assert_array_equal(seen, near[0][:, None] & near[1][None])
+    moved = told(8, 8)  # a place to the right
+    np.testing.assert_allclose(moved[:, 2:7], at[:, 1:6], rtol=0, atol=1e-5)
+
+
+def test_planes_are_also_told_turned_where_blocks_come_from_the_last():
+    network = transformer(length=4, planes=PLANES.shape[1:], is_turned=True)
+    params = network.init(KEY, jnp.zeros((3, 4, 2)), PLANES)
+    around = jax.jit(lambda p, planes: network.apply(p, 3, planes, method="around"))
+
+    def exchanged(kernel):  # of planes as they are, and turned
+        rows = kernel.reshape(-1, 2, PLANES.shape[-1], kernel.shape[-1])
+        return rows[:, ::-1].reshape(kernel.shape)
+
+    told = params["params"]["told"]
+    other = dict(told)
+    for name in ("near_input", "planes_0"):
+        other[name] = dict(told[name], kernel=exchanged(told[name]["kernel"]))
+    other = {"params": {**params["params"], "told": other}}
+    turned = around(params, PLANES[:, ::-1, ::-1])
+    np.testing.assert_allclose(around(other, PLANES), turned, rtol=0, atol=1e-5)
+    assert np.abs(around(params, PLANES) - turned).max() > 0.01
+
+
+PLANES = jax.random.normal(KEY, (3, 4, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        (jnp.array([0, 2, 1]), {}),
+        (PLANES, {"length": 4, "planes": PLANES.shape[1:]}),
+        (PLANES, {"length": 4, "planes": PLANES.shape[1:], "is_turned": True}),
+    ],
+    ids=["classes", "planes", "planes turned"],
+)
+def test_sampling_with_the_memory_is_sampling_without(label, options):
+    network = nets.causal_network(transformer(**options))
+    x = jax.random.normal(KEY, (3, options.get("length", 5), 2))
     flow = bijectors.chain(
         bijectors.causal(network, bijectors.told(AFFINE)),
         bijectors.reverse(axis=1),
@@ -148,7 +198,7 @@ def test_sampling_with_the_memory_is_sampling_without():
     def naive(params, z):
         x = jnp.zeros_like(z)
         for t in range(z.shape[1]):
-            raw = network.apply(params, x, label).reshape(3, 5, 2, 2)
+            raw = network.apply(params, x, label).reshape(3, -1, 2, 2)
             x = x.at[:, t].set(AFFINE.to_data(raw, z)[0][:, t])
         return x
 
@@ -167,11 +217,11 @@ def test_the_memory_is_read_in_order():
     network = nets.causal_network(transformer(num_layers=1))
     params = randomised(network.init(KEY, x, None), KEY)
     expected = network.apply(params, x, None)
-    memory = network.memory(params, x, None)
-    memory = jax.tree.map(lambda a: a + 7.0, memory)  # what is not written yet
+    told, *kept = network.memory(params, x, None)
+    memory = told, *(a + 7.0 for a in kept)  # what is not written yet
     step = jax.jit(network.step)
     last = jnp.zeros_like(x[:, 0])
     for t in range(5):
-        raw, memory = step(params, memory, last, t, None)
+        raw, memory = step(params, memory, last, t)
         np.testing.assert_allclose(raw, expected[:, t], rtol=1e-4, atol=1e-5)
         last = x[:, t]

@@ -24,15 +24,16 @@ class CausalNetwork(NamedTuple):
         apply: `(params, h [B, T, C], condition) -> told [B, T, K]`, where what is told
             to block t depends on blocks before t alone.
         memory: `(params, z [B, T, C], condition) -> memory` before the first block, a
-            pytree of arrays; of z the shape and dtype are used.
-        step: `(params, memory, last [B, C], t, condition) -> (told [B, K], memory)`:
-            what `apply` tells block t, `last` being block t - 1 (zeros at t = 0).
+            pytree of arrays that also has what steps need of the condition; of z the
+            shape and dtype are used.
+        step: `(params, memory, last [B, C], t) -> (told [B, K], memory)`: what `apply`
+            tells block t, `last` being block t - 1 (zeros at t = 0).
     """
 
     init: Callable[[Array, Array, Any], Params]
     apply: Callable[[Params, Array, Any], Array]
     memory: Callable[[Params, Array, Any], Any]
-    step: Callable[[Params, Any, Array, Array, Any], tuple[Array, Any]]
+    step: Callable[[Params, Any, Array, Array], tuple[Array, Any]]
 
 
 def causal(network: CausalNetwork, block: Bijector) -> Bijector:
@@ -72,7 +73,7 @@ def causal(network: CausalNetwork, block: Bijector) -> Bijector:
         def one(carry: Any, inputs: Any) -> Any:
             last, memory = carry
             latent, t = inputs
-            told, memory = network.step(params["network"], memory, last, t, condition)
+            told, memory = network.step(params["network"], memory, last, t)
             x, log_det = block.to_data(params["block"], latent, told)
             return (x, memory), (x, log_det)
 

@@ -60,7 +60,11 @@ def _tarflow(config: FlowConfig) -> Bijector:
         module = nets.MaskedMLP(element.num_params, hidden=2 * num_outputs)
         block = bijectors.autoregressive(nets.network(module), element)
     transformer = _transformer(
-        nets.CausalTransformer, num_outputs, config, length=length
+        nets.CausalTransformer,
+        num_outputs,
+        config,
+        length=length,
+        is_turned=depth > 1,
     )
     network = nets.causal_network(transformer, guidance=config.sampling.guidance)
     one = bijectors.causal(network, block)

@@ -1,8 +1,15 @@
 """What networks are told besides the image: noise level, class, interval, planes."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+
+from jaxgen.nets.conv import Conv
+from jaxgen.nets.patches import patches
+
+NUM_NEAR = 3  # convolutions, each of which sees a place further
 
 
 class Conditioning(nn.Module):
@@ -40,7 +47,10 @@ class Conditioning(nn.Module):
 
 
 class Told(nn.Module):
-    """What every place of a network hears: `(B, classes or planes or None) -> [B, width]`.
+    """What the T places of a network hear: `(B, T, condition) -> [B, T or 1, width]`.
+
+    Of a class all hear the same. Of planes, the T squares that cover them in the order of
+    reading, each hears what is near it (a convolutional network) and the whole of them.
 
     Attributes:
         width: Channels.
@@ -54,20 +64,34 @@ class Told(nn.Module):
     planes: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, batch: int, condition: Array | None) -> Array:
-        """Zeros where there is nothing to tell."""
+    def __call__(self, batch: int, length: int, condition: Array | None) -> Array:
+        """Zeros `[B, 1, 1]` where there is nothing to tell."""
         if self.planes:
             if condition is None:
                 condition = jnp.zeros((batch, *self.planes))
-            h = condition.reshape(batch, -1)
-            for number in range(2):
-                h = nn.silu(nn.Dense(2 * self.width, name=f"planes_{number}")(h))
-            return nn.Dense(self.width, name="planes")(h)
+            return self._near(condition, length) + self._whole(condition)[:, None]
         if not self.num_classes:
-            return jnp.zeros((batch, 1))
+            return jnp.zeros((batch, 1, 1))
         if condition is None:
             condition = jnp.full(batch, self.num_classes)
-        return nn.Embed(self.num_classes + 1, self.width, name="label")(condition)
+        embed = nn.Embed(self.num_classes + 1, self.width, name="label")
+        return embed(condition)[:, None]
+
+    def _near(self, planes: Array, length: int) -> Array:
+        height, width, _ = self.planes
+        h = patches(planes, math.isqrt(height * width // length))
+        half = max(1, self.width // 2)
+        h = nn.Dense(half, name="near_input")(h)
+        for number in range(NUM_NEAR):
+            h = h + Conv(half, (3, 3), name=f"near_{number}")(nn.silu(h))
+        h = nn.Dense(self.width, name="near")(nn.silu(h))
+        return h.reshape(len(h), length, self.width)
+
+    def _whole(self, planes: Array) -> Array:
+        h = planes.reshape(len(planes), -1)
+        for number in range(2):
+            h = nn.silu(nn.Dense(2 * self.width, name=f"planes_{number}")(h))
+        return nn.Dense(self.width, name="planes")(h)
 
 
 def beside(x: Array, planes: Array | None, num_planes: int) -> Array:

@@ -169,6 +169,8 @@ class CausalTransformer(nn.Module):
         num_layers: Of attention and a two-layer network each.
         head_width: Channels of a head.
         num_classes: As of `Told`, and so are `planes`.
+        is_turned: Whether planes are told turned by 180 degrees besides, for where blocks
+            may come from the last to the first.
 
     References:
         Zhai et al. 2024 (TarFlow), section 2.2, arXiv:2412.06329.
@@ -181,6 +183,7 @@ class CausalTransformer(nn.Module):
     head_width: int = 32
     num_classes: int = 0
     planes: tuple[int, ...] = ()
+    is_turned: bool = False
 
     def setup(self):
         """The layers, shared by both ways to call them."""
@@ -188,7 +191,10 @@ class CausalTransformer(nn.Module):
         self.input = nn.Dense(self.width)
         self.start = self.param("start", normal, (self.width,))
         self.place = self.param("place", normal, (self.length, self.width))
-        self.told = Told(self.width, self.num_classes, self.planes)
+        planes = self.planes
+        if planes and self.is_turned:
+            planes = (*planes[:2], 2 * planes[2])
+        self.told = Told(self.width, self.num_classes, planes)
         self.layers = [
             _Layer(self.width, self.head_width) for _ in range(self.num_layers)
         ]
@@ -200,30 +206,32 @@ class CausalTransformer(nn.Module):
         before = self.input(h[:, :-1])
         start = jnp.broadcast_to(self.start[None, None], (len(h), 1, self.width))
         tokens = jnp.concatenate([start, before], axis=1)
-        tokens = tokens + self.place[None] + self.told(len(h), condition)[:, None]
+        tokens = tokens + self.around(len(h), condition)
         places = jnp.arange(self.length)
         for layer in self.layers:
             tokens = layer(tokens, places[:, None] >= places[None])
         return self.output(self.norm(tokens))
 
+    def around(self, batch: int, condition: Array | None) -> Array:
+        """What a token has besides the block before it, `[B, T, width]`."""
+        if self.planes and self.is_turned and condition is not None:
+            turned = jnp.flip(condition, (1, 2))
+            condition = jnp.concatenate([condition, turned], axis=-1)
+        return self.place[None] + self.told(batch, self.length, condition)
+
     def step(
-        self,
-        memory: tuple[Array, Array],
-        last: Array,
-        t: Array,
-        condition: Array | None = None,
-    ) -> tuple[Array, tuple[Array, Array]]:
+        self, memory: tuple[Array, Array, Array], last: Array, t: Array
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
         """What `__call__` says of block t, from block t - 1 and what was kept before."""
-        token = jnp.where(t == 0, self.start[None], self.input(last))
-        token = token + self.place[t][None] + self.told(len(last), condition)
-        keys, values = memory
+        around, keys, values = memory
+        token = jnp.where(t == 0, self.start[None], self.input(last)) + around[:, t]
         for number, layer in enumerate(self.layers):
             token, own_keys, own_values = layer.step(
                 token, keys[number], values[number], t
             )
             keys = keys.at[number].set(own_keys)
             values = values.at[number].set(own_values)
-        return self.output(self.norm(token)), (keys, values)
+        return self.output(self.norm(token)), (around, keys, values)
 
 
 class TokenTransformer(nn.Module):
@@ -249,7 +257,7 @@ class TokenTransformer(nn.Module):
         tokens = nn.Dense(self.width, name="input")(h)
         place = self.param("place", normal, (h.shape[1], self.width))
         told = Told(self.width, self.num_classes, self.planes, name="told")
-        tokens = tokens + place[None] + told(len(h), condition)[:, None]
+        tokens = tokens + place[None] + told(*h.shape[:2], condition)
         for number in range(self.num_layers):
             layer = _Layer(self.width, self.head_width, name=f"layers_{number}")
             tokens = layer(tokens, jnp.ones((h.shape[1],) * 2, bool))
@@ -280,7 +288,8 @@ class ConvNetwork(nn.Module):
         """The raw parameters of transforms; labels `[B]`, planes or None."""
         h = Conv(self.width, (3, 3), name="input")(h)
         told = Told(self.width, self.num_classes, self.planes, name="told")
-        h = h + told(len(h), condition)[:, None, None]
+        places = h.reshape(len(h), -1, self.width)
+        h = (places + told(*places.shape[:2], condition)).reshape(h.shape)
         h = nn.silu(Conv(self.width, (1, 1), name="middle")(nn.silu(h)))
         return Conv(self.num_outputs, (3, 3), kernel_init=ZEROS, name="output")(h)
 
@@ -339,7 +348,9 @@ def network(module: nn.Module) -> bijectors.Network:
 def causal_network(
     module: CausalTransformer, *, guidance: float = 1.0
 ) -> bijectors.CausalNetwork:
-    """`CausalTransformer` for `bijectors.causal`; its memory is keys and values.
+    """`CausalTransformer` for `bijectors.causal`.
+
+    Its memory is what tokens are told of the condition, keys and values.
 
     Args:
         module: The network.
@@ -348,27 +359,30 @@ def causal_network(
     """
     init, plain = network(module)
 
-    def memory(params: Any, z: Array, condition: Any) -> Any:
-        del params, condition
-        shape = module.num_layers, z.shape[0], module.length, module.width
-        empty = jnp.zeros(shape, z.dtype), jnp.zeros(shape, z.dtype)
-        return empty if guidance == 1 else (empty, empty)
-
-    def one(params: Any, memory: Any, last: Array, t: Array, condition: Any) -> Any:
-        return module.apply(
-            {"params": params}, memory, last, t, condition, method="step"
+    def empty(params: Any, z: Array, condition: Any) -> Any:
+        around = module.apply(
+            {"params": params}, z.shape[0], condition, method="around"
         )
+        shape = module.num_layers, z.shape[0], module.length, module.width
+        around = jnp.broadcast_to(jnp.asarray(around), shape[1:])
+        return around, jnp.zeros(shape, z.dtype), jnp.zeros(shape, z.dtype)
+
+    def one(params: Any, memory: Any, last: Array, t: Array) -> Any:
+        return module.apply({"params": params}, memory, last, t, method="step")
 
     if guidance == 1:
-        return bijectors.CausalNetwork(init, plain, memory, one)
+        return bijectors.CausalNetwork(init, plain, empty, one)
 
     def apply(params: Any, h: Array, condition: Any) -> Array:
         told, untold = plain(params, h, condition), plain(params, h, None)
         return untold + guidance * (told - untold)
 
-    def step(params: Any, memory: Any, last: Array, t: Array, condition: Any) -> Any:
-        told, first = one(params, memory[0], last, t, condition)
-        untold, second = one(params, memory[1], last, t, None)
+    def memory(params: Any, z: Array, condition: Any) -> Any:
+        return empty(params, z, condition), empty(params, z, None)
+
+    def step(params: Any, memory: Any, last: Array, t: Array) -> Any:
+        told, first = one(params, memory[0], last, t)
+        untold, second = one(params, memory[1], last, t)
         return untold + guidance * (told - untold), (first, second)
 
     return bijectors.CausalNetwork(init, apply, memory, step)

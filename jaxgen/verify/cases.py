@@ -105,16 +105,15 @@ def running_sums(num_params: int, channels: int) -> bijectors.CausalNetwork:
         before = jnp.pad(seen[:, :-1], ((0, 0), (1, 0), (0, 0)))
         return tell.apply(params["tell"], before, condition)
 
-    def memory(params: Any, z: Array, condition: Any) -> Array:
-        return jnp.zeros((z.shape[0], 8), z.dtype)
+    def memory(params: Any, z: Array, condition: Any) -> tuple[Array, Any]:
+        return jnp.zeros((z.shape[0], 8), z.dtype), condition
 
-    def step(
-        params: Any, memory: Array, last: Array, t: Array, condition: Any
-    ) -> tuple[Array, Array]:
+    def step(params: Any, memory: Any, last: Array, t: Array) -> tuple[Array, Any]:
+        total, condition = memory
         seen = jnp.tanh(last @ params["see"])
-        memory = jnp.where(t == 0, memory, memory + seen)
-        raw = tell.apply(params["tell"], memory[:, None], condition)
-        return raw[:, 0], memory
+        total = jnp.where(t == 0, total, total + seen)
+        raw = tell.apply(params["tell"], total[:, None], condition)
+        return raw[:, 0], (total, condition)
 
     return bijectors.CausalNetwork(init, apply, memory, step)
 
