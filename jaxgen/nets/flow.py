@@ -257,7 +257,7 @@ class TokenTransformer(nn.Module):
         tokens = nn.Dense(self.width, name="input")(h)
         place = self.param("place", normal, (h.shape[1], self.width))
         told = Told(self.width, self.num_classes, self.planes, name="told")
-        tokens = tokens + place[None] + told(*h.shape[:2], condition)
+        tokens = tokens + place[None] + told(len(h), h.shape[1], condition)
         for number in range(self.num_layers):
             layer = _Layer(self.width, self.head_width, name=f"layers_{number}")
             tokens = layer(tokens, jnp.ones((h.shape[1],) * 2, bool))
@@ -289,7 +289,7 @@ class ConvNetwork(nn.Module):
         h = Conv(self.width, (3, 3), name="input")(h)
         told = Told(self.width, self.num_classes, self.planes, name="told")
         places = h.reshape(len(h), -1, self.width)
-        h = (places + told(*places.shape[:2], condition)).reshape(h.shape)
+        h = (places + told(len(places), places.shape[1], condition)).reshape(h.shape)
         h = nn.silu(Conv(self.width, (1, 1), name="middle")(nn.silu(h)))
         return Conv(self.num_outputs, (3, 3), kernel_init=ZEROS, name="output")(h)
 
