@@ -124,3 +124,19 @@ def test_noise_is_in_units_of_half_the_range():
     expected = likelihood(params, x + 0.1 * eps, keys).nats
     likelihood = jax.jit(functools.partial(noisy.log_likelihood, num_samples=1))
     np.testing.assert_allclose(likelihood(params, x, keys).nats, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("depth", "num_told"), [(1, 2), (2, 4)])
+def test_blocks_that_go_both_ways_are_told_planes_turned_besides(depth, num_told):
+    config, _ = flow.resolve(
+        flow.FlowConfig(width=8, depth=depth), (4, 4, 1), None, num_planes=1
+    )
+    batch = {"x": jnp.zeros((2, 4, 4, 1)), "condition": jnp.zeros((2, 4, 4, 1))}
+    init = flow.make_flow(config).init
+    params, _ = jax.eval_shape(init, jax.random.key(0), batch)
+    kernels = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if "near_input" in str(path) and "kernel" in str(path)
+    ]
+    assert [kernel.shape[-2] for kernel in kernels] == [2 * 2 * num_told]
